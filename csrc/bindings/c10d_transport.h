@@ -1,0 +1,29 @@
+#pragma once
+// Transport over any c10d process group that can send and receive.
+
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+
+#include "collectives/transport.h"
+
+namespace fastcomm {
+
+class C10dTransport final : public Transport {
+ public:
+  // `first_tag`: the tags of this transport start here, so that several can share a group.
+  C10dTransport(c10::intrusive_ptr<c10d::ProcessGroup> group, Tag first_tag);
+
+  int rank() const override { return rank_; }
+  int world_size() const override { return world_size_; }
+  std::unique_ptr<PendingMessage> send(int peer, Tag tag,
+                                       std::span<const std::byte> bytes) override;
+  std::unique_ptr<PendingMessage> receive(int peer, Tag tag, std::span<std::byte> bytes) override;
+
+ private:
+  c10::intrusive_ptr<c10d::ProcessGroup> group_;
+  c10::intrusive_ptr<c10d::Backend> backend_;  // null for a group of one rank
+  const int rank_;
+  const int world_size_;
+  const Tag first_tag_;
+};
+
+}  // namespace fastcomm

@@ -1,0 +1,80 @@
+#pragma once
+// Runs all-reduces of buckets on native threads that never take the GIL.
+//
+// A *lane* is a thread with its own transport and buffers. Exchange n runs on lane n modulo the
+// number of lanes, on every rank: so several buckets are in flight, one encodes while another is
+// on the wire, and the lanes of all ranks still do the same exchanges in the same order.
+
+#include <ATen/ATen.h>
+
+#include <condition_variable>
+#include <deque>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "bindings/c10d_transport.h"
+#include "codecs/bucket_codec.h"
+#include "collectives/schedules.h"
+
+namespace fastcomm {
+
+// How a bucket is synchronized: the same on every rank.
+struct BucketPlan {
+  CodecSpec codec;
+  std::vector<Run> runs;
+  const Schedule* schedule;
+};
+
+// One all-reduce of one bucket.
+struct Job {
+  std::shared_ptr<const BucketPlan> plan;
+  at::Tensor bucket;                   // contiguous CPU tensor; receives factor * sum
+  std::optional<at::Tensor> residual;  // contiguous f32 CPU tensor of as many elements
+  float factor;
+  ExchangeId id;
+  // Called on the lane's thread, without the GIL; null: success.
+  std::function<void(std::exception_ptr)> complete;
+};
+
+class Communicator {
+ public:
+  Communicator(c10::intrusive_ptr<c10d::ProcessGroup> group, int num_lanes);
+  // Waits for what is under way. The caller must not hold the GIL.
+  ~Communicator();
+
+  int rank() const { return rank_; }
+  int world_size() const { return world_size_; }
+
+  // Throws Error if the communicator is closed.
+  void submit(Job job);
+
+  // Waits for what is under way and ends the threads. The caller must not hold the GIL.
+  void close();
+
+  Measurements measurements() const;
+
+ private:
+  struct Lane;
+  void run_lane(Lane& lane);
+  void run_job(Lane& lane, const Job& job);
+
+  const int rank_;
+  const int world_size_;
+  std::vector<std::unique_ptr<Lane>> lanes_;
+  uint64_t num_submitted_ = 0;
+  mutable std::mutex mutex_;  // guards everything below and the lanes' queues
+  std::condition_variable changed_;
+  bool closed_ = false;
+  std::string failure_;  // of the first exchange that failed; the ranks are out of step since
+  Measurements measurements_;
+};
+
+DType dtype_of(const at::Tensor& tensor);
+
+}  // namespace fastcomm

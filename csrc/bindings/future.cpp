@@ -1,0 +1,72 @@
+#include "bindings/future.h"
+
+#include <torch/csrc/utils/pybind.h>
+
+#include "core/check.h"
+
+namespace fastcomm {
+namespace {
+
+int drop_reference(void* object) {
+  Py_DECREF(static_cast<PyObject*>(object));
+  return 0;
+}
+
+// Holds the Python object of a tensor. torch's own ConcretePyObjectHolder needs a symbol that
+// libtorch_python does not export.
+class TensorHolder final : public c10::ivalue::PyObjectHolder {
+ public:
+  explicit TensorHolder(const at::Tensor& tensor)
+      : object_(py::cast(tensor).release().ptr()), tensor_(tensor) {}
+
+  // The last reference may be dropped by a lane, which must not wait for the GIL: then the
+  // interpreter is asked to release the object later.
+  ~TensorHolder() override {
+    if (!Py_IsInitialized()) return;
+    if (PyGILState_Check()) {
+      Py_DECREF(object_);
+    } else if (Py_AddPendingCall(drop_reference, object_) != 0) {
+      const py::gil_scoped_acquire gil;  // the interpreter's queue is full
+      Py_DECREF(object_);
+    }
+  }
+
+  PyObject* getPyObject() override { return object_; }
+  c10::InferredType tryToInferType() override {
+    return c10::InferredType(c10::TensorType::get());
+  }
+  c10::IValue toIValue(const c10::TypePtr&, std::optional<int32_t>) override { return tensor_; }
+  std::string toStr() override { return "Tensor"; }
+  std::vector<at::Tensor> extractTensors() override { return {tensor_}; }
+
+ private:
+  PyObject* object_;
+  at::Tensor tensor_;
+};
+
+Future make_future() {
+  return c10::make_intrusive<c10::ivalue::Future>(c10::PyObjectType::get());
+}
+
+}  // namespace
+
+TensorFuture::TensorFuture(const at::Tensor& tensor)
+    : future(make_future()),
+      value(c10::intrusive_ptr<c10::ivalue::PyObjectHolder>(
+          c10::make_intrusive<TensorHolder>(tensor))) {}
+
+void TensorFuture::complete(std::exception_ptr error) {
+  if (error) {
+    future->setError(std::move(error));
+  } else {
+    future->markCompleted(std::move(value));
+  }
+}
+
+Future failed_future(const std::string& message) {
+  Future future = make_future();
+  future->setError(std::make_exception_ptr(Error(message)));
+  return future;
+}
+
+}  // namespace fastcomm

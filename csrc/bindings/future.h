@@ -1,0 +1,26 @@
+#pragma once
+// Futures that DDP accepts and that a thread without the GIL can complete.
+
+#include <ATen/ATen.h>
+#include <ATen/core/ivalue.h>
+
+namespace fastcomm {
+
+using Future = c10::intrusive_ptr<c10::ivalue::Future>;
+
+// A future that will hold `tensor`. DDP reads a hook's future as a Python object, so that one is
+// made here, ahead of time. The caller must hold the GIL.
+struct TensorFuture {
+  explicit TensorFuture(const at::Tensor& tensor);
+  // Completes the future, without the GIL.
+  void complete(std::exception_ptr error);
+
+  Future future;
+  c10::IValue value;
+};
+
+// A future that has failed already: what a hook returns instead of raising, which would leave
+// DDP's reducer unusable.
+Future failed_future(const std::string& message);
+
+}  // namespace fastcomm

@@ -1,0 +1,170 @@
+#include "codecs/bucket_codec.h"
+
+#include <algorithm>
+
+namespace fastcomm {
+namespace {
+
+// Payloads of about this many bytes keep the wire busy while the next slice is encoded; gloo needs
+// about 1 MiB per message to reach its full rate.
+constexpr int64_t kSlicePayloadBytes = int64_t{1} << 20;
+
+}  // namespace
+
+BucketCodec::BucketCodec(const CodecSpec& spec, BucketMemory memory, const std::vector<Run>& runs,
+                         float factor, CodecWorkspace& workspace)
+    : dense_(spec.name == "topk" ? nullptr : &dense_format(spec.name)),
+      plain_(&dense_format("fp32")),
+      density_(spec.density),
+      memory_(memory),
+      factor_(factor),
+      isa_(active_isa()),
+      workspace_(workspace) {
+  FASTCOMM_CHECK(!is_sparse() || (density_ > 0 && density_ <= kLargestSparseDensity),
+                 "density " << density_ << " is outside (0, " << kLargestSparseDensity << "]");
+  int64_t begin = 0;
+  for (const Run& run : runs) {
+    run_begins_.push_back(begin);
+    run_compressed_.push_back(run.compressed);
+    begin += run.num_elements;
+  }
+  if (runs.empty()) {
+    run_begins_.push_back(0);
+    run_compressed_.push_back(true);
+    begin = memory_.num_elements;
+  }
+  run_begins_.push_back(begin);
+  FASTCOMM_CHECK(begin == memory_.num_elements, "the runs cover " << begin << " elements of a bucket of "
+                                                                  << memory_.num_elements);
+}
+
+template <class Visit>
+void BucketCodec::for_each_piece(ElementRange range, Visit&& visit) const {
+  if (range.empty()) return;
+  auto run = static_cast<size_t>(
+      std::upper_bound(run_begins_.begin(), run_begins_.end(), range.begin) - run_begins_.begin() - 1);
+  for (; run < run_compressed_.size() && run_begins_[run] < range.end; ++run) {
+    const int64_t begin = std::max(range.begin, run_begins_[run]);
+    const int64_t end = std::min(range.end, run_begins_[run + 1]);
+    if (begin < end) visit(begin, end, run_compressed_[run]);
+  }
+}
+
+void* BucketCodec::gradient_at(int64_t element) const {
+  return static_cast<std::byte*>(memory_.gradient) +
+         static_cast<size_t>(element) * dtype_bytes(memory_.dtype);
+}
+
+float* BucketCodec::residual_at(int64_t element) const {
+  return memory_.residual == nullptr ? nullptr : memory_.residual + element;
+}
+
+int64_t BucketCodec::num_compressed(ElementRange range) const {
+  int64_t count = 0;
+  for_each_piece(range, [&](int64_t begin, int64_t end, bool compressed) {
+    if (compressed) count += end - begin;
+  });
+  return count;
+}
+
+PayloadFormat BucketCodec::format(ElementRange range) const {
+  const auto num_elements = static_cast<uint32_t>(range.size());
+  if (is_sparse()) {
+    const int64_t k = topk_count(density_, num_compressed(range));
+    return {kTopKWireId, static_cast<uint32_t>(k), num_elements};
+  }
+  return {dense_->wire_id, static_cast<uint32_t>(dense_->block_elements), num_elements};
+}
+
+BucketShape BucketCodec::shape() const {
+  // Sparse: a segment is one message, so that top-k selects among all of its elements.
+  if (is_sparse()) return {memory_.num_elements, 512, align_up(memory_.num_elements, 512)};
+  const int64_t bits = 8 * dense_->unit_bytes / dense_->elements_per_unit;
+  return {memory_.num_elements, dense_->block_elements,
+          align_up(kSlicePayloadBytes * 8 / bits, dense_->block_elements)};
+}
+
+int64_t BucketCodec::payload_bytes(ElementRange range) const {
+  int64_t bytes = kHeaderBytes;
+  if (is_sparse()) {
+    const int64_t count = num_compressed(range);
+    bytes += topk_section_bytes(topk_count(density_, count), count);
+  }
+  for_each_piece(range, [&](int64_t begin, int64_t end, bool compressed) {
+    if (compressed && is_sparse()) return;
+    bytes += format_of(compressed).section_bytes(end - begin);
+  });
+  return bytes;
+}
+
+void BucketCodec::encode(ElementRange range, std::span<const std::byte> received,
+                         const MessageLabel& received_label, std::span<std::byte> payload,
+                         const MessageLabel& label) {
+  const PayloadFormat payload_format = format(range);
+  if (!received.empty()) check_payload(received, received_label, payload_format);
+  int64_t offset = kHeaderBytes;
+  if (is_sparse()) {
+    auto& pieces = workspace_.topk_pieces;
+    pieces.clear();
+    int64_t count = 0;
+    for_each_piece(range, [&](int64_t begin, int64_t end, bool compressed) {
+      if (!compressed) return;
+      pieces.push_back({gradient_at(begin), residual_at(begin), end - begin});
+      count += end - begin;
+    });
+    const int64_t k = payload_format.parameter;
+    const auto bytes = static_cast<size_t>(topk_section_bytes(k, count));
+    workspace_.topk_encoder.encode(
+        isa_, memory_.dtype, pieces, k,
+        received.empty() ? received : received.subspan(static_cast<size_t>(offset), bytes),
+        payload.subspan(static_cast<size_t>(offset), bytes));
+    offset += static_cast<int64_t>(bytes);
+  }
+  for_each_piece(range, [&](int64_t begin, int64_t end, bool compressed) {
+    if (compressed && is_sparse()) return;
+    const DenseFormat& dense = format_of(compressed);
+    dense.encode(isa_, memory_.dtype,
+                 {gradient_at(begin), residual_at(begin),
+                  received.empty() ? nullptr : received.data() + offset, payload.data() + offset,
+                  end - begin});
+    offset += dense.section_bytes(end - begin);
+  });
+  seal_payload(payload, label, payload_format);
+}
+
+void BucketCodec::decode(ElementRange range, std::span<const std::span<const std::byte>> payloads,
+                         std::span<const MessageLabel> labels) {
+  const PayloadFormat payload_format = format(range);
+  for (size_t i = 0; i < payloads.size(); ++i) check_payload(payloads[i], labels[i], payload_format);
+  auto& sections = workspace_.sections;
+  auto sections_at = [&](int64_t offset) {
+    sections.clear();
+    for (const auto& payload : payloads) sections.push_back(payload.data() + offset);
+  };
+  int64_t offset = kHeaderBytes;
+  if (is_sparse()) {
+    auto& pieces = workspace_.topk_out_pieces;
+    pieces.clear();
+    int64_t count = 0;
+    for_each_piece(range, [&](int64_t begin, int64_t end, bool compressed) {
+      if (!compressed) return;
+      pieces.push_back({gradient_at(begin), end - begin});
+      count += end - begin;
+    });
+    sections_at(offset);
+    workspace_.topk_decoder.decode(isa_, memory_.dtype, pieces, payload_format.parameter, factor_,
+                                   sections);
+    offset += topk_section_bytes(payload_format.parameter, count);
+  }
+  for_each_piece(range, [&](int64_t begin, int64_t end, bool compressed) {
+    if (compressed && is_sparse()) return;
+    const DenseFormat& dense = format_of(compressed);
+    sections_at(offset);
+    dense.decode(isa_, memory_.dtype,
+                 {sections.data(), static_cast<int>(sections.size()), gradient_at(begin), factor_,
+                  end - begin});
+    offset += dense.section_bytes(end - begin);
+  });
+}
+
+}  // namespace fastcomm

@@ -1,0 +1,50 @@
+#pragma once
+// What a schedule needs of a codec: one bucket, on one rank, that can be encoded and decoded in
+// ranges of elements. Schedules know nothing else of codecs, dtypes or memory.
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "codecs/payload.h"
+
+namespace fastcomm {
+
+struct ElementRange {
+  int64_t begin = 0;
+  int64_t end = 0;
+  int64_t size() const { return end - begin; }
+  bool empty() const { return begin == end; }
+};
+
+// How a bucket may be cut.
+struct BucketShape {
+  int64_t num_elements;
+  int64_t alignment;       // segments and slices start at multiples of this
+  int64_t slice_elements;  // a good size of a slice; a multiple of the alignment
+};
+
+class Codec {
+ public:
+  virtual ~Codec() = default;
+
+  virtual BucketShape shape() const = 0;
+
+  // Size of the payload of `range`: the same on every rank, header included.
+  virtual int64_t payload_bytes(ElementRange range) const = 0;
+
+  // value = gradient + residual + decode(received); payload = encode(value);
+  // residual = value - decode(payload). `received` is empty or the payload, labelled
+  // `received_label`, of the same range from the previous rank.
+  // Throws PayloadError if `received` is not what its label says.
+  virtual void encode(ElementRange range, std::span<const std::byte> received,
+                      const MessageLabel& received_label, std::span<std::byte> payload,
+                      const MessageLabel& label) = 0;
+
+  // The result of `range` = the sum of the payloads, in this order (times the codec's factor).
+  // Throws PayloadError if a payload is not what its label says.
+  virtual void decode(ElementRange range, std::span<const std::span<const std::byte>> payloads,
+                      std::span<const MessageLabel> labels) = 0;
+};
+
+}  // namespace fastcomm

@@ -1,0 +1,8 @@
+#pragma once
+// The dense block codecs. A new one is its header and a line here; every instruction set, the
+// Python names, the tests and the benchmarks follow.
+
+#include "codecs/dense/bf16.h"
+#include "codecs/dense/fp32.h"
+#include "codecs/dense/int4.h"
+#include "codecs/dense/int8.h"

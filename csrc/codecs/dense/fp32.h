@@ -1,0 +1,27 @@
+#pragma once
+// fp32: the values themselves. Nothing is left out, so that the residual is zero.
+
+#include "codecs/dense/concept.h"
+
+namespace fastcomm {
+
+struct Fp32 {
+  static constexpr std::string_view kName = "fp32";
+  static constexpr uint8_t kWireId = 32;
+  static constexpr int kBlockElements = 512;
+  static constexpr int kElementsPerUnit = 1;
+  static constexpr bool kHasScale = false;
+  using Unit = uint32_t;
+
+  FASTCOMM_HOST_DEVICE static uint16_t wire_scale(uint32_t) { return 0; }
+  FASTCOMM_HOST_DEVICE static uint32_t quantize(float value, BlockScale) {
+    return float_bits(value);
+  }
+  FASTCOMM_HOST_DEVICE static float dequantize(uint32_t code, BlockScale) {
+    return bits_float(code);
+  }
+};
+
+}  // namespace fastcomm
+
+FASTCOMM_REGISTER_DENSE_CODEC(fastcomm::Fp32);

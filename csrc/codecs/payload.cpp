@@ -1,0 +1,100 @@
+#include "codecs/payload.h"
+
+#include <cstring>
+
+#include "core/crc32c.h"
+
+namespace fastcomm {
+namespace {
+
+constexpr uint16_t kMagic = 0x4346;  // "FC"
+constexpr uint8_t kVersion = 1;
+
+struct Header {
+  uint16_t magic;
+  uint8_t version;
+  uint8_t codec_id;
+  uint32_t num_elements;
+  uint32_t step;
+  uint16_t bucket;
+  uint16_t segment;
+  uint32_t slice;
+  uint32_t parameter;
+  uint32_t payload_bytes;
+  uint32_t checksum;  // CRC32C of the header before this field, then of the body
+};
+static_assert(sizeof(Header) == kHeaderBytes);
+constexpr size_t kChecksumOffset = offsetof(Header, checksum);
+
+uint32_t checksum_of(std::span<const std::byte> payload) {
+  const uint32_t crc = crc32c(0, payload.first(kChecksumOffset));
+  return crc32c(crc, payload.subspan(sizeof(Header)));
+}
+
+Header read_header(std::span<const std::byte> payload) {
+  if (payload.size() < sizeof(Header)) {
+    FASTCOMM_THROW(PayloadError, "received payload has " << payload.size()
+                                                         << " bytes, less than its header of "
+                                                         << sizeof(Header) << ": it is truncated");
+  }
+  Header header;
+  std::memcpy(&header, payload.data(), sizeof header);
+  return header;
+}
+
+// Adds what the difference means to the bare numbers of a mismatch.
+void require_equal(const char* what, uint64_t received, uint64_t expected, const char* meaning) {
+  if (received == expected) return;
+  FASTCOMM_THROW(PayloadError, "received payload has " << what << " " << received
+                                                       << ", this rank expects " << expected << ": "
+                                                       << meaning);
+}
+
+}  // namespace
+
+void seal_payload(std::span<std::byte> payload, const MessageLabel& label,
+                  const PayloadFormat& format) {
+  Header header{};
+  header.magic = kMagic;
+  header.version = kVersion;
+  header.codec_id = format.codec_id;
+  header.num_elements = format.num_elements;
+  header.step = label.step;
+  header.bucket = label.bucket;
+  header.segment = label.segment;
+  header.slice = label.slice;
+  header.parameter = format.parameter;
+  header.payload_bytes = static_cast<uint32_t>(payload.size());
+  std::memcpy(payload.data(), &header, kChecksumOffset);
+  const uint32_t checksum = checksum_of(payload);
+  std::memcpy(payload.data() + kChecksumOffset, &checksum, sizeof checksum);
+}
+
+uint32_t payload_num_elements(std::span<const std::byte> payload) {
+  return read_header(payload).num_elements;
+}
+
+void check_payload(std::span<const std::byte> payload, const MessageLabel& label,
+                   const PayloadFormat& format) {
+  const Header header = read_header(payload);
+  require_equal("magic number", header.magic, kMagic, "it is not a fastcomm payload");
+  require_equal("wire version", header.version, kVersion,
+                "install the same fastcomm version on every rank");
+  require_equal("size in bytes", header.payload_bytes, payload.size(),
+                "it is truncated, or the ranks call with different tensor sizes");
+  require_equal("checksum", checksum_of(payload), header.checksum,
+                "it was damaged on the way; check the network and memory of this host");
+  require_equal("codec id", header.codec_id, format.codec_id, "use the same codec on every rank");
+  require_equal("codec parameter", header.parameter, format.parameter,
+                "use the same codec parameters on every rank");
+  require_equal("step", header.step, label.step,
+                "the ranks are out of step; call every synchronization on every rank");
+  require_equal("bucket", header.bucket, label.bucket,
+                "the ranks are out of step; build the same model on every rank");
+  require_equal("number of elements", header.num_elements, format.num_elements,
+                "call with the same tensor size on every rank");
+  require_equal("segment", header.segment, label.segment, "use the same algorithm on every rank");
+  require_equal("slice", header.slice, label.slice, "messages were repeated or reordered");
+}
+
+}  // namespace fastcomm

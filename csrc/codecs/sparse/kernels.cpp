@@ -1,0 +1,125 @@
+#include "codecs/sparse/kernels.h"
+
+#if FASTCOMM_X86
+#include <immintrin.h>
+#endif
+
+namespace fastcomm {
+namespace {
+
+// The compaction: appends stash[i] and its index wherever |stash[i]| >= threshold. Written for
+// each instruction set; all append the same entries in the same order.
+
+inline void append_one(float value, uint32_t index, CandidateBuffer& candidates) {
+  if (candidates.count < candidates.capacity) {
+    candidates.indices[candidates.count] = index;
+    candidates.values[candidates.count] = value;
+  }
+  ++candidates.count;
+}
+
+inline void append_candidates_baseline(const float* stash, int count, uint32_t first_index,
+                                       uint32_t threshold, CandidateBuffer& candidates) {
+  for (int i = 0; i < count; ++i) {
+    if (magnitude_bits(stash[i]) >= threshold) {
+      append_one(stash[i], first_index + static_cast<uint32_t>(i), candidates);
+    }
+  }
+}
+
+#if FASTCOMM_X86
+
+FASTCOMM_TARGET_AVX2 inline void append_candidates_avx2(const float* stash, int count,
+                                                        uint32_t first_index, uint32_t threshold,
+                                                        CandidateBuffer& candidates) {
+  const __m256i magnitude_mask = _mm256_set1_epi32(static_cast<int>(kMagnitudeMask));
+  const __m256i below = _mm256_set1_epi32(static_cast<int>(threshold - 1));
+  int i = 0;
+  for (; i + 8 <= count; i += 8) {
+    const __m256i bits = _mm256_and_si256(
+        _mm256_load_si256(reinterpret_cast<const __m256i*>(stash + i)), magnitude_mask);
+    // Magnitudes are non-negative as signed integers, so that a signed comparison serves.
+    const __m256i selected = _mm256_cmpgt_epi32(bits, below);
+    auto lanes = static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(selected)));
+    for (; lanes != 0; lanes &= lanes - 1) {
+      const int lane = i + __builtin_ctz(lanes);
+      append_one(stash[lane], first_index + static_cast<uint32_t>(lane), candidates);
+    }
+  }
+  append_candidates_baseline(stash + i, count - i, first_index + static_cast<uint32_t>(i),
+                             threshold, candidates);
+}
+
+FASTCOMM_TARGET_AVX512 inline void append_candidates_avx512(const float* stash, int count,
+                                                            uint32_t first_index,
+                                                            uint32_t threshold,
+                                                            CandidateBuffer& candidates) {
+  const __m512i magnitude_mask = _mm512_set1_epi32(static_cast<int>(kMagnitudeMask));
+  const __m512i thresholds = _mm512_set1_epi32(static_cast<int>(threshold));
+  const __m512i lane_index =
+      _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  for (int i = 0; i < count; i += 16) {
+    const auto in_range =
+        static_cast<__mmask16>(count - i >= 16 ? 0xffff : (1u << (count - i)) - 1);
+    const __m512i bits = _mm512_load_si512(stash + i);
+    const __mmask16 selected = _mm512_mask_cmpge_epu32_mask(
+        in_range, _mm512_and_si512(bits, magnitude_mask), thresholds);
+    if (selected == 0) continue;
+    // Compress in a register, then one full store: much faster than a compressing store.
+    if (candidates.count <= candidates.capacity) {
+      const __m512i index = _mm512_add_epi32(
+          _mm512_set1_epi32(static_cast<int>(first_index + static_cast<uint32_t>(i))), lane_index);
+      _mm512_storeu_si512(candidates.indices + candidates.count,
+                          _mm512_maskz_compress_epi32(selected, index));
+      _mm512_storeu_si512(candidates.values + candidates.count,
+                          _mm512_maskz_compress_epi32(selected, bits));
+    }
+    candidates.count += __builtin_popcount(selected);
+  }
+}
+
+#endif
+
+}  // namespace
+}  // namespace fastcomm
+
+#define FASTCOMM_LOOPS_NAMESPACE baseline_topk
+#define FASTCOMM_LOOPS_TARGET
+#define FASTCOMM_APPEND_CANDIDATES append_candidates_baseline
+#include "codecs/sparse/loops.inl"
+#undef FASTCOMM_LOOPS_NAMESPACE
+#undef FASTCOMM_LOOPS_TARGET
+#undef FASTCOMM_APPEND_CANDIDATES
+
+#if FASTCOMM_X86
+#define FASTCOMM_LOOPS_NAMESPACE avx2_topk
+#define FASTCOMM_LOOPS_TARGET FASTCOMM_TARGET_AVX2
+#define FASTCOMM_APPEND_CANDIDATES append_candidates_avx2
+#include "codecs/sparse/loops.inl"
+#undef FASTCOMM_LOOPS_NAMESPACE
+#undef FASTCOMM_LOOPS_TARGET
+#undef FASTCOMM_APPEND_CANDIDATES
+
+#define FASTCOMM_LOOPS_NAMESPACE avx512_topk
+#define FASTCOMM_LOOPS_TARGET FASTCOMM_TARGET_AVX512
+#define FASTCOMM_APPEND_CANDIDATES append_candidates_avx512
+#include "codecs/sparse/loops.inl"
+#undef FASTCOMM_LOOPS_NAMESPACE
+#undef FASTCOMM_LOOPS_TARGET
+#undef FASTCOMM_APPEND_CANDIDATES
+#endif
+
+namespace fastcomm {
+
+const TopKKernels& topk_kernels(Isa isa) {
+  static const TopKKernels kernels[kNumIsas] = {
+      {baseline_topk::accumulate, baseline_topk::write},
+#if FASTCOMM_X86
+      {avx2_topk::accumulate, avx2_topk::write},
+      {avx512_topk::accumulate, avx512_topk::write},
+#endif
+  };
+  return kernels[static_cast<int>(isa)];
+}
+
+}  // namespace fastcomm

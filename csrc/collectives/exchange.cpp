@@ -1,0 +1,71 @@
+#include "collectives/exchange.h"
+
+#include <cstdlib>
+#include <new>
+
+namespace fastcomm {
+namespace {
+
+class Stopwatch {
+ public:
+  explicit Stopwatch(double& seconds) : seconds_(seconds), start_(Clock::now()) {}
+  ~Stopwatch() { seconds_ += std::chrono::duration<double>(Clock::now() - start_).count(); }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  double& seconds_;
+  Clock::time_point start_;
+};
+
+}  // namespace
+
+void PayloadBuffers::Free::operator()(std::byte* memory) const { std::free(memory); }
+
+void PayloadBuffers::reserve(int num_buffers, int64_t bytes) {
+  constexpr int64_t kAlignment = 64;
+  bytes_ = bytes;
+  stride_ = align_up(bytes, kAlignment);
+  const int64_t needed = align_up(num_buffers * stride_, kAlignment);
+  if (needed <= capacity_) return;
+  memory_.reset();
+  capacity_ = 0;
+  auto* memory = static_cast<std::byte*>(std::aligned_alloc(kAlignment, static_cast<size_t>(needed)));
+  if (memory == nullptr) throw std::bad_alloc();
+  memory_.reset(memory);
+  capacity_ = needed;
+}
+
+MessageLabel Exchange::label(int segment, int64_t slice) const {
+  return {id_.step, id_.bucket, static_cast<uint16_t>(segment), static_cast<uint32_t>(slice)};
+}
+
+void Exchange::encode(ElementRange range, std::span<const std::byte> received,
+                      const MessageLabel& received_label, std::span<std::byte> payload,
+                      const MessageLabel& label) {
+  const Stopwatch stopwatch(measurements_.seconds_encode);
+  codec_.encode(range, received, received_label, payload, label);
+}
+
+void Exchange::decode(ElementRange range, std::span<const std::span<const std::byte>> payloads,
+                      std::span<const MessageLabel> labels) {
+  const Stopwatch stopwatch(measurements_.seconds_decode);
+  codec_.decode(range, payloads, labels);
+}
+
+std::unique_ptr<PendingMessage> Exchange::send(int peer, Tag tag, std::span<const std::byte> bytes) {
+  measurements_.wire_bytes += static_cast<int64_t>(bytes.size());
+  return transport_.send(peer, tag, bytes);
+}
+
+std::unique_ptr<PendingMessage> Exchange::receive(int peer, Tag tag, std::span<std::byte> bytes) {
+  return transport_.receive(peer, tag, bytes);
+}
+
+void Exchange::wait(std::unique_ptr<PendingMessage>& message) {
+  if (message == nullptr) return;
+  const Stopwatch stopwatch(measurements_.seconds_wait);
+  message->wait();
+  message.reset();
+}
+
+}  // namespace fastcomm

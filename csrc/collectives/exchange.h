@@ -1,0 +1,85 @@
+#pragma once
+// What every schedule works with: one bucket's codec, the network, memory, and a record of what
+// was done. A schedule is a function that takes an Exchange and leaves the result in the bucket.
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "codecs/codec.h"
+#include "collectives/transport.h"
+
+namespace fastcomm {
+
+// What one rank did, summed over exchanges.
+struct Measurements {
+  int64_t wire_bytes = 0;  // payload bytes sent by this rank, headers included
+  double seconds_encode = 0;
+  double seconds_decode = 0;
+  double seconds_wait = 0;  // blocked on the network
+};
+
+// Payload memory, grown once and reused by every exchange of a lane.
+class PayloadBuffers {
+ public:
+  // `num_buffers` spans of `bytes` each. Spans handed out before are invalid afterwards.
+  void reserve(int num_buffers, int64_t bytes);
+  std::span<std::byte> buffer(int index) {
+    return {memory_.get() + static_cast<size_t>(index * stride_), static_cast<size_t>(bytes_)};
+  }
+
+ private:
+  struct Free {
+    void operator()(std::byte* memory) const;
+  };
+  std::unique_ptr<std::byte, Free> memory_;
+  int64_t capacity_ = 0;
+  int64_t stride_ = 0;
+  int64_t bytes_ = 0;
+};
+
+// Which exchange this is: the same on every rank.
+struct ExchangeId {
+  uint32_t step = 0;
+  uint16_t bucket = 0;
+};
+
+class Exchange {
+ public:
+  Exchange(Codec& codec, Transport& transport, PayloadBuffers& buffers, Measurements& measurements,
+           ExchangeId id)
+      : codec_(codec),
+        transport_(transport),
+        buffers_(buffers),
+        measurements_(measurements),
+        id_(id) {}
+
+  int rank() const { return transport_.rank(); }
+  int world_size() const { return transport_.world_size(); }
+  BucketShape shape() const { return codec_.shape(); }
+  int64_t payload_bytes(ElementRange range) const { return codec_.payload_bytes(range); }
+  PayloadBuffers& buffers() { return buffers_; }
+  MessageLabel label(int segment, int64_t slice) const;
+
+  // Codec and Transport calls, measured.
+  void encode(ElementRange range, std::span<const std::byte> received,
+              const MessageLabel& received_label, std::span<std::byte> payload,
+              const MessageLabel& label);
+  void decode(ElementRange range, std::span<const std::span<const std::byte>> payloads,
+              std::span<const MessageLabel> labels);
+  std::unique_ptr<PendingMessage> send(int peer, Tag tag, std::span<const std::byte> bytes);
+  std::unique_ptr<PendingMessage> receive(int peer, Tag tag, std::span<std::byte> bytes);
+  // Waits for a message, if there is one, and forgets it.
+  void wait(std::unique_ptr<PendingMessage>& message);
+
+ private:
+  Codec& codec_;
+  Transport& transport_;
+  PayloadBuffers& buffers_;
+  Measurements& measurements_;
+  ExchangeId id_;
+};
+
+}  // namespace fastcomm

@@ -1,0 +1,93 @@
+#include "collectives/in_process_transport.h"
+
+#include <algorithm>
+
+#include "core/check.h"
+
+namespace fastcomm {
+
+struct InProcessNetwork::Message {
+  std::span<std::byte> bytes;
+  bool is_send;
+  bool done = false;
+  bool size_differs = false;
+};
+
+class InProcessPending final : public PendingMessage {
+ public:
+  InProcessPending(InProcessNetwork& network, std::shared_ptr<InProcessNetwork::Message> message)
+      : network_(network), message_(std::move(message)) {}
+
+  void wait() override {
+    std::unique_lock lock(network_.mutex_);
+    network_.changed_.wait(lock, [&] { return message_->done || network_.aborted_; });
+    FASTCOMM_CHECK(message_->done, "the exchange was aborted");
+    FASTCOMM_CHECK(!message_->size_differs, "a message of another size than "
+                                                << message_->bytes.size() << " bytes arrived");
+  }
+
+ private:
+  InProcessNetwork& network_;
+  std::shared_ptr<InProcessNetwork::Message> message_;
+};
+
+class InProcessTransport final : public Transport {
+ public:
+  InProcessTransport(InProcessNetwork& network, int rank) : network_(network), rank_(rank) {}
+
+  int rank() const override { return rank_; }
+  int world_size() const override { return network_.world_size(); }
+  std::unique_ptr<PendingMessage> send(int peer, Tag tag,
+                                       std::span<const std::byte> bytes) override {
+    // Sends and receives share one record; the bytes of a send are only read.
+    return network_.post({rank_, peer, tag},
+                         {const_cast<std::byte*>(bytes.data()), bytes.size()}, true);
+  }
+  std::unique_ptr<PendingMessage> receive(int peer, Tag tag, std::span<std::byte> bytes) override {
+    return network_.post({peer, rank_, tag}, bytes, false);
+  }
+
+ private:
+  InProcessNetwork& network_;
+  const int rank_;
+};
+
+InProcessNetwork::InProcessNetwork(int world_size) : world_size_(world_size) {
+  FASTCOMM_CHECK(world_size > 0, "world size " << world_size << " is not positive");
+}
+
+std::unique_ptr<Transport> InProcessNetwork::transport(int rank) {
+  return std::make_unique<InProcessTransport>(*this, rank);
+}
+
+void InProcessNetwork::abort() {
+  const std::lock_guard lock(mutex_);
+  aborted_ = true;
+  changed_.notify_all();
+}
+
+std::unique_ptr<PendingMessage> InProcessNetwork::post(Channel channel, std::span<std::byte> bytes,
+                                                       bool is_send) {
+  auto message = std::make_shared<Message>(Message{bytes, is_send});
+  const std::lock_guard lock(mutex_);
+  auto& waiting = unmatched_[channel];
+  if (waiting.empty() || waiting.front()->is_send == is_send) {
+    waiting.push_back(message);
+  } else {
+    Message& other = *waiting.front();
+    const Message& from = is_send ? *message : other;
+    const Message& to = is_send ? other : *message;
+    const bool size_differs = from.bytes.size() != to.bytes.size();
+    if (!size_differs) std::copy(from.bytes.begin(), from.bytes.end(), to.bytes.begin());
+    for (Message* end : {message.get(), &other}) {
+      end->done = true;
+      end->size_differs = size_differs;
+    }
+    waiting.pop_front();
+    if (waiting.empty()) unmatched_.erase(channel);
+    changed_.notify_all();
+  }
+  return std::make_unique<InProcessPending>(*this, std::move(message));
+}
+
+}  // namespace fastcomm

@@ -1,0 +1,92 @@
+#pragma once
+// The element types of a gradient bucket, and their exact conversions to and from f32.
+//
+// The conversions are integer and f32 arithmetic only, without branches, so that every compiler
+// vectorizes them and CPU and GPU agree on every bit.
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/check.h"
+#include "core/host_device.h"
+
+namespace fastcomm {
+
+enum class DType : uint8_t { kFloat32, kBFloat16, kFloat16 };
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+FASTCOMM_HOST_DEVICE float bf16_to_float(uint16_t bits) {
+  return bits_float(static_cast<uint32_t>(bits) << 16);
+}
+
+// Round half to even; NaN stays NaN, Inf stays Inf, a finite value never becomes Inf.
+FASTCOMM_HOST_DEVICE uint16_t float_to_bf16(float value) {
+  const uint32_t bits = float_bits(value);
+  const uint32_t magnitude = bits & kMagnitudeMask;
+  const uint32_t sign = (bits >> 16) & 0x8000u;
+  const uint32_t rounded = (magnitude + 0x7fffu + ((magnitude >> 16) & 1u)) >> 16;
+  const uint32_t saturated = rounded < 0x7f7fu ? rounded : 0x7f7fu;
+  const uint32_t non_finite = magnitude > kInfinityBits ? 0x7fc0u : 0x7f80u;
+  return static_cast<uint16_t>(sign | (magnitude < kInfinityBits ? saturated : non_finite));
+}
+
+FASTCOMM_HOST_DEVICE float f16_to_float(uint16_t bits) {
+  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000u) << 16;
+  const uint32_t shifted = static_cast<uint32_t>(bits & 0x7fffu) << 13;
+  // The exponent is rebiased by a multiplication, which also normalizes subnormals.
+  const uint32_t scaled = float_bits(bits_float(shifted) * 0x1p112f);
+  const uint32_t non_finite = (bits & 0x7fffu) >= 0x7c00u ? kInfinityBits : 0u;
+  return bits_float(sign | scaled | non_finite);
+}
+
+// Round half to even; above 65519.99 becomes Inf, as torch's own conversion does.
+FASTCOMM_HOST_DEVICE uint16_t float_to_f16(float value) {
+  const uint32_t bits = float_bits(value);
+  const uint32_t magnitude = bits & kMagnitudeMask;
+  const uint32_t sign = (bits >> 16) & 0x8000u;
+  // Below the smallest normal f16, adding 0.5 aligns the subnormal's last bit with f32's.
+  const uint32_t subnormal = float_bits(bits_float(magnitude) + 0.5f) - 0x3f000000u;
+  const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  const uint32_t non_finite = magnitude > kInfinityBits ? 0x7e00u : 0x7c00u;
+  const uint32_t finite = magnitude < 0x38800000u ? subnormal : normal;
+  return static_cast<uint16_t>(sign | (magnitude < 0x47800000u ? finite : non_finite));
+}
+
+FASTCOMM_HOST_DEVICE float to_float(float value) { return value; }
+FASTCOMM_HOST_DEVICE float to_float(BFloat16 value) { return bf16_to_float(value.bits); }
+FASTCOMM_HOST_DEVICE float to_float(Float16 value) { return f16_to_float(value.bits); }
+
+template <class Element>
+FASTCOMM_HOST_DEVICE Element from_float(float value) {
+  if constexpr (sizeof(Element) == sizeof(float)) {
+    return value;
+  } else if constexpr (__is_same(Element, BFloat16)) {
+    return BFloat16{float_to_bf16(value)};
+  } else {
+    return Float16{float_to_f16(value)};
+  }
+}
+
+inline size_t dtype_bytes(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+
+// Calls `visitor` with a value of the C++ type that `dtype` stands for.
+template <class Visitor>
+decltype(auto) visit_dtype(DType dtype, Visitor&& visitor) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return visitor(float{});
+    case DType::kBFloat16:
+      return visitor(BFloat16{});
+    case DType::kFloat16:
+      return visitor(Float16{});
+  }
+  FASTCOMM_FAIL("unknown dtype " << static_cast<int>(dtype));
+}
+
+}  // namespace fastcomm

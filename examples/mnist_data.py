@@ -1,0 +1,217 @@
+"""Handwritten digits for the example: real MNIST where it can be had, else scikit-learn's digits.
+
+Looked for in this order: IDX files (plain or .gz) in the data folder, a download whose checksums
+are verified, the 8x8 digits that scikit-learn carries, upscaled so that the same network runs.
+"""
+
+import gzip
+import logging
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+MIRROR = "https://ossci-datasets.s3.amazonaws.com/mnist/"
+# The canonical files and their MD5 sums.
+MNIST_FILES = {
+    "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+    "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
+    "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
+    "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
+}
+_CONNECT_TIMEOUT_SECONDS = 4
+_IMAGE_SIDE = 28
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Images (uint8, samples x 28 x 28) with their labels, in memory, and where they are from."""
+
+    train_images: torch.Tensor
+    train_labels: torch.Tensor
+    test_images: torch.Tensor
+    test_labels: torch.Tensor
+    source: str
+
+    def to(self, device: torch.device) -> "Digits":
+        """Return the same data on ``device``."""
+        return Digits(
+            self.train_images.to(device),
+            self.train_labels.to(device),
+            self.test_images.to(device),
+            self.test_labels.to(device),
+            self.source,
+        )
+
+
+def find_mnist(folder: Path) -> bool:
+    """Say whether all four IDX files, packed or not, lie in ``folder``."""
+    return all(_existing_file(folder, name) is not None for name in MNIST_FILES)
+
+
+def download_mnist(folder: Path) -> bool:
+    """Download what is missing in ``folder`` and verify it; False, and why, where that fails."""
+    import pooch  # type: ignore[import-untyped]
+
+    pooch.get_logger().setLevel(logging.ERROR)
+    downloader = pooch.HTTPDownloader(timeout=_CONNECT_TIMEOUT_SECONDS)
+    for name, md5 in MNIST_FILES.items():
+        if _existing_file(folder, name) is not None:
+            continue
+        try:
+            pooch.retrieve(MIRROR + name, f"md5:{md5}", name, folder, downloader=downloader)
+        except (OSError, ValueError) as error:  # no network; a file that is not the canonical one
+            print(f"MNIST could not be downloaded: {_first_line(error)}", flush=True)
+            return False
+    return True
+
+
+def prepare_mnist(folder: Path) -> bool:
+    """Say whether MNIST lies in ``folder``, after downloading it if needed.
+
+    Only one process of a machine should call this: the files are written in place.
+    """
+    return find_mnist(folder) or download_mnist(folder)
+
+
+def load_on_every_rank(choice: str, data_root: Path | None, device: torch.device) -> Digits:
+    """Load the same data on every rank ("auto" or "digits"); one rank a machine downloads it."""
+    if choice == "digits":
+        return load_small_digits().to(device)
+    folder = data_root if data_root is not None else default_folder()
+    if int(os.environ["LOCAL_RANK"]) == 0:
+        prepare_mnist(folder)
+    dist.barrier()
+    missing = torch.tensor(not find_mnist(folder), dtype=torch.int32, device=device)
+    dist.all_reduce(missing)  # one rank that has no MNIST is enough
+    return (load_small_digits() if missing.item() else load_mnist(folder)).to(device)
+
+
+def default_folder() -> Path:
+    """Return the folder for downloads when none is given: the user's cache."""
+    import pooch
+
+    return Path(pooch.os_cache("fastcomm")) / "mnist"
+
+
+def load_mnist(folder: Path) -> Digits:
+    """Read the four IDX files in ``folder``."""
+    train_images, train_labels, test_images, test_labels = (
+        _read_idx(folder, name) for name in MNIST_FILES
+    )
+    return Digits(train_images, train_labels, test_images, test_labels, f"MNIST in {folder}")
+
+
+def load_small_digits() -> Digits:
+    """Return scikit-learn's 1797 digits, upscaled to 28 x 28, every fifth of them for testing."""
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+
+    pixels, labels = load_digits(return_X_y=True)
+    small = torch.from_numpy(pixels).float().reshape(-1, 1, 8, 8) * (255 / 16)
+    side = (_IMAGE_SIDE, _IMAGE_SIDE)
+    images = torch.nn.functional.interpolate(small, side, mode="bilinear").squeeze(1)
+    images = images.round().to(torch.uint8)
+    classes = torch.from_numpy(labels).long()
+    testing = torch.arange(len(classes)) % 5 == 0
+    source = "scikit-learn's digits (8x8, upscaled), NOT MNIST"
+    return Digits(images[~testing], classes[~testing], images[testing], classes[testing], source)
+
+
+class ShardedBatches:
+    """One rank's share of the training set: other samples on every rank, shuffled anew each epoch.
+
+    Every rank makes as many batches of the same size; what is left over waits for another epoch.
+    """
+
+    def __init__(
+        self, digits: Digits, batch_size: int, rank: int, world_size: int, seed: int
+    ) -> None:
+        self._digits = digits
+        self._batch_size = batch_size
+        self._rank = rank
+        self._world_size = world_size
+        self._seed = seed
+        self._normalize = Normalization.of(digits.train_images)
+        self.batches_per_epoch = len(digits.train_labels) // (batch_size * world_size)
+        if self.batches_per_epoch == 0:
+            raise ValueError(
+                f"{world_size} ranks with batches of {batch_size} need more than the "
+                f"{len(digits.train_labels)} training samples there are"
+            )
+
+    def batches(self, num_steps: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield ``num_steps`` batches of (normalised images, labels), epoch after epoch."""
+        for step in range(num_steps):
+            epoch, index = divmod(step, self.batches_per_epoch)
+            if index == 0:
+                order = self._shard(epoch)
+            chosen = order[index * self._batch_size :][: self._batch_size]
+            images = self._digits.train_images[chosen]
+            yield self._normalize(images), self._digits.train_labels[chosen]
+
+    def test_batches(self, batch_size: int = 500) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield this rank's part of the test set, every sample on exactly one rank."""
+        images = self._digits.test_images[self._rank :: self._world_size]
+        labels = self._digits.test_labels[self._rank :: self._world_size]
+        for start in range(0, len(labels), batch_size):
+            part = slice(start, start + batch_size)
+            yield self._normalize(images[part]), labels[part]
+
+    def _shard(self, epoch: int) -> torch.Tensor:
+        # The same order on every rank, from which each takes its turn, as DistributedSampler does.
+        generator = torch.Generator().manual_seed(1_000_003 * self._seed + epoch)
+        order = torch.randperm(len(self._digits.train_labels), generator=generator)
+        return order[self._rank :: self._world_size].to(self._digits.train_labels.device)
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Scales pixels so that the training set has mean 0 and standard deviation 1."""
+
+    mean: float
+    std: float
+
+    @classmethod
+    def of(cls, images: torch.Tensor) -> "Normalization":
+        """Measure mean and standard deviation of uint8 images, without a copy in floats."""
+        counts = torch.bincount(images.flatten().cpu(), minlength=256).double()
+        values = torch.arange(256).double()
+        mean = (counts @ values) / counts.sum()
+        variance = (counts @ (values - mean).square()) / counts.sum()
+        return cls(mean.item(), variance.sqrt().item())
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Return (samples, 1, 28, 28) floats."""
+        return ((images.float() - self.mean) / self.std).unsqueeze(1)
+
+
+def _existing_file(folder: Path, name: str) -> Path | None:
+    for path in (folder / name, folder / name.removesuffix(".gz")):
+        if path.is_file():
+            return path
+    return None
+
+
+def _read_idx(folder: Path, name: str) -> torch.Tensor:
+    path = _existing_file(folder, name)
+    if path is None:
+        raise FileNotFoundError(f"{folder / name} is missing")
+    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    # The format: two zero bytes, type code (8 = unsigned byte), number of dimensions, then each
+    # dimension as a big-endian 32-bit number, then the elements.
+    zeros, type_code, num_dimensions = struct.unpack_from(">HBB", content)
+    if zeros != 0 or type_code != 8:
+        raise ValueError(f"{path} is not an IDX file of unsigned bytes")
+    shape = struct.unpack_from(f">{num_dimensions}I", content, 4)
+    data = np.frombuffer(content, np.uint8, offset=4 + 4 * num_dimensions).reshape(shape)
+    tensor = torch.from_numpy(data.copy())
+    return tensor.long() if num_dimensions == 1 else tensor
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][:160] if str(error) else type(error).__name__

@@ -1,0 +1,171 @@
+"""What a training run reports: the bytes it sent, its live progress, the machine it ran on."""
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from torch import nn
+
+Row = dict[str, Any]
+
+# How PowerSGD is set up in this example: the rank of its matrices, and how many steps at the start
+# it sends uncompressed.
+POWERSGD_RANK = 2
+POWERSGD_PLAIN_STEPS = 10
+
+INTERFACE, FASTCOMM, COMPUTED = "interface", "fastcomm", "computed"
+
+
+class WireMeter:
+    """Bytes that this rank has sent for training, by every way of counting that this run allows.
+
+    * interface: the byte counter of the network interface, frame headers included. Only where the
+      rank has an interface of its own (GLOO_SOCKET_IFNAME names it), not on a shared loopback.
+    * fastcomm: ``state.stats.wire_bytes``.
+    * computed: what a ring all-reduce sends, 2 (N - 1) / N of the data, for methods that nobody
+      counts for.
+    """
+
+    def __init__(
+        self, model: nn.Module, codec: str, world_size: int, fastcomm_state: Any | None
+    ) -> None:
+        interface = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
+        counter = Path(f"/sys/class/net/{interface}/statistics/tx_bytes")
+        self._counter = counter if interface != "lo" and counter.exists() else None
+        self._state = fastcomm_state
+        self._codec = codec
+        ring_bytes = 4 * 2 * (world_size - 1) / world_size
+        self._plain_bytes = ring_bytes * sum(weight.numel() for weight in model.parameters())
+        self._powersgd_bytes = ring_bytes * _powersgd_elements(model)
+        self._paused_at = self._excluded = 0
+        self.pause()
+
+    @property
+    def best_source(self) -> str:
+        """Name of the most direct count there is."""
+        if self._counter is not None:
+            return INTERFACE
+        return COMPUTED if self._state is None else FASTCOMM
+
+    def pause(self) -> None:
+        """Leave out what the interface sends from here on: it is not for training."""
+        self._paused_at = self._read_counter()
+
+    def resume(self) -> None:
+        """Count again."""
+        self._excluded += self._read_counter() - self._paused_at
+
+    def sent_bytes(self, num_steps: int) -> dict[str, float]:
+        """Bytes sent in the first ``num_steps`` steps, which just ended, by way of counting."""
+        sent: dict[str, float] = {}
+        if self._counter is not None:
+            sent[INTERFACE] = self._read_counter() - self._excluded
+        if self._state is not None:
+            sent[FASTCOMM] = self._state.stats.wire_bytes
+        else:
+            sent[COMPUTED] = self._computed_bytes(num_steps)
+        return sent
+
+    def _read_counter(self) -> int:
+        return int(self._counter.read_text()) if self._counter is not None else 0
+
+    def _computed_bytes(self, num_steps: int) -> float:
+        if self._codec in ("fp16-hook", "bf16-hook"):
+            return num_steps * self._plain_bytes / 2
+        if self._codec == "powersgd":
+            plain_steps = min(num_steps, POWERSGD_PLAIN_STEPS)
+            compressed_steps = num_steps - plain_steps
+            return plain_steps * self._plain_bytes + compressed_steps * self._powersgd_bytes
+        return num_steps * self._plain_bytes
+
+
+class TrainingDisplay:
+    """Live progress on a terminal; a line for each evaluation where the output is no terminal."""
+
+    def __init__(self, title: str, num_steps: int, shown: bool) -> None:
+        self._console = Console()
+        self._title, self._num_steps = title, num_steps
+        self._lines = shown and not self._console.is_terminal
+        figures = "loss {task.fields[loss]:.3f}  accuracy {task.fields[accuracy]}"
+        traffic = "{task.fields[step_ms]:.0f} ms/step  {task.fields[megabytes]:.1f} MB sent"
+        self._progress = Progress(
+            TextColumn("{task.description:>11}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn(f"{figures}  {traffic}"),
+            console=self._console,
+            disable=not shown or self._lines,
+        )
+        self._task = self._progress.add_task(
+            title, total=num_steps, loss=float("nan"), accuracy="-", step_ms=0.0, megabytes=0.0
+        )
+
+    def __enter__(self) -> "TrainingDisplay":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def step(self, step: int, loss: float, step_ms: float, sent_bytes: float) -> None:
+        """Show one step."""
+        self._progress.update(
+            self._task, completed=step, loss=loss, step_ms=step_ms, megabytes=sent_bytes / 1e6
+        )
+
+    def evaluated(self, row: Row) -> None:
+        """Show the result of an evaluation."""
+        accuracy = f"{row['test_accuracy_percent']:.2f} %"
+        self._progress.update(self._task, accuracy=accuracy)
+        if self._lines:
+            print(
+                f"{self._title:>11}  step {row['step']}/{self._num_steps}  "
+                f"{row['seconds_training']:.1f} s  loss {row['loss']:.3f}  accuracy {accuracy}  "
+                f"{row['wire_bytes'] / 1e6:.1f} MB sent",
+                flush=True,
+            )
+
+
+def describe_machine() -> Row:
+    """Return where and with what a run was made, for its JSON file."""
+    return {
+        "machine": f"{_processor_name()}, {os.cpu_count()} cores",
+        "system": platform.platform(),
+        "python_version": platform.python_version(),
+        "torch_version": torch.__version__,
+        "git_commit": _git_commit(),
+    }
+
+
+def _processor_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _git_commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _powersgd_elements(model: nn.Module) -> int:
+    """Elements that PowerSGD sends: two thin factors of each matrix that they make smaller."""
+    elements = 0
+    for weight in model.parameters():
+        rows = weight.shape[0]
+        columns = weight.numel() // rows
+        factors = (rows + columns) * POWERSGD_RANK
+        worth_it = weight.dim() > 1 and 2 * factors < rows * columns
+        elements += factors if worth_it else rows * columns
+    return elements

@@ -1,0 +1,122 @@
+"""A connected group of ranks: its own process group, native threads, and the handshake.
+
+The ring uses a process group of its own and only point-to-point calls, so that its messages can
+never be confused with the user's, whichever threads they come from.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import weakref
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+
+from fastcomm import _C
+from fastcomm.codecs import Codec
+from fastcomm.errors import MismatchError
+
+# Exchanges in flight at a time: one encodes while another is on the wire.
+NUM_LANES = 2
+
+_open_groups: weakref.WeakSet[ConnectedGroup] = weakref.WeakSet()
+
+
+class ConnectedGroup:
+    """The ranks of a process group, connected for compressed exchanges.
+
+    Making one is collective: every rank of ``process_group`` must do so, in the same order.
+    """
+
+    def __init__(self, process_group: dist.ProcessGroup) -> None:
+        self.rank = process_group.rank()
+        self.world_size = process_group.size()
+        self._num_handshakes = 0
+        self._own_group: dist.ProcessGroup | None = None
+        if self.world_size > 1:
+            self._own_group = dist.new_group(
+                ranks=dist.get_process_group_ranks(process_group),
+                timeout=_timeout_of(process_group),
+                backend=dist.get_backend(process_group),
+                use_local_synchronization=True,
+                group_desc="fastcomm",
+            )
+        self._communicator = _C.Communicator(self._own_group or process_group, NUM_LANES)
+        _open_groups.add(self)
+
+    def check_agreement(self, settings: dict[str, str]) -> None:
+        """Compare ``settings`` between all ranks, before any data flows.
+
+        Raises:
+            MismatchError: on every rank, with the same message, if any rank differs.
+        """
+        if self._own_group is None:
+            return
+        store = self._own_group.get_group_store()
+        prefix = f"fastcomm/handshake/{self._num_handshakes}"
+        self._num_handshakes += 1
+        store.set(f"{prefix}/{self.rank}", json.dumps(settings))
+        of_rank = [json.loads(store.get(f"{prefix}/{rank}")) for rank in range(self.world_size)]
+        differing = [key for key in settings if len({str(s.get(key)) for s in of_rank}) > 1]
+        if differing:
+            rows = [
+                f"  rank {rank}: " + ", ".join(f"{key}={s.get(key)}" for key in differing)
+                for rank, s in enumerate(of_rank)
+            ]
+            raise MismatchError(
+                f"the ranks disagree on {' and '.join(differing)}; "
+                "use the same on every rank:\n" + "\n".join(rows)
+            )
+
+    def all_reduce(
+        self,
+        bucket: torch.Tensor,
+        residual: torch.Tensor | None,
+        plan: _C.BucketPlan,
+        factor: float,
+        step: int,
+        bucket_index: int = 0,
+    ) -> torch.futures.Future[torch.Tensor]:
+        """Start ``bucket = factor * sum over ranks``; the future holds ``bucket`` when it is done."""
+        return self._communicator.all_reduce(
+            bucket, residual, plan, factor, step & 0xFFFFFFFF, bucket_index & 0xFFFF
+        )
+
+    def measurements(self) -> dict[str, float]:
+        """Return the native layer's totals: ``wire_bytes`` and ``seconds_…``."""
+        return self._communicator.measurements()
+
+    def close(self) -> None:
+        """Wait for what is under way and end the native threads."""
+        self._communicator.close()
+
+
+def choose_algorithm(algorithm: str, codec: Codec, world_size: int) -> str:
+    """Resolve ``auto``: ring for dense codecs, gather for sparse ones while it pays.
+
+    gather sends N-1 payloads where ring sends 2 (N-1) / N of one, but it encodes once and its
+    union of what the ranks selected is exact: it is used while that costs no more bytes (2 ranks)
+    or hardly any (density below 0.5 %).
+    """
+    if algorithm != "auto":
+        return algorithm
+    density = getattr(codec, "density", 1.0)
+    if density > _C.TOPK_LARGEST_SPARSE_DENSITY:
+        return "ring"
+    return "gather" if world_size <= 2 or density < 0.005 else "ring"
+
+
+def _timeout_of(process_group: dist.ProcessGroup) -> object:
+    backend = process_group._get_backend(torch.device("cpu"))
+    return backend.options._timeout
+
+
+def _close_all(close: Callable[[ConnectedGroup], None] = ConnectedGroup.close) -> None:
+    for group in list(_open_groups):
+        close(group)
+
+
+# The native threads must end before the interpreter does.
+atexit.register(_close_all)

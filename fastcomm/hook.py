@@ -1,0 +1,246 @@
+"""The DDP communication hook, its state, and the one-line registration."""
+
+# No "from __future__ import annotations" here: register_comm_hook inspects the hook's annotations.
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from fastcomm import _C
+from fastcomm._arguments import check_tensor, require_process_group
+from fastcomm.codecs import Codec, Fp32
+from fastcomm.codecs import codec as parse_codec
+from fastcomm.errors import ArgumentError, Error
+from fastcomm.group import ConnectedGroup, choose_algorithm
+from fastcomm.reduce import check_algorithm
+from fastcomm.residuals import ResidualStore
+from fastcomm.stats import Stats
+
+
+class HookState:
+    """State of :func:`compress_hook`: the codec, the connection, and this rank's residuals.
+
+    One for each DDP model and rank. Use :func:`register`, or PyTorch's own
+    ``ddp_model.register_comm_hook(state, fastcomm.compress_hook)``.
+
+    Args:
+        codec: a codec or its name; see :func:`fastcomm.codec`.
+        process_group: the ranks that synchronize; None: the default group. Give the group that the
+            DDP model has.
+        algorithm: ``ring``, ``gather`` or ``auto``.
+        error_feedback: keep what compression leaves out and add it to the next step's gradient.
+        min_compress_elements: smaller parameters, and all one-dimensional ones (biases, norms), are
+            sent as float32, inside the same message.
+        warmup_steps: during so many steps, start dense and become sparser (top-k: density ramps
+            from 1 to its target; other codecs: fp32). None: no warm-up.
+
+    Raises:
+        ArgumentError: for an argument that cannot work.
+        Error: if the process group is not initialized.
+    """
+
+    def __init__(
+        self,
+        codec: str | Codec = "int8",
+        process_group: dist.ProcessGroup | None = None,
+        algorithm: str = "auto",
+        error_feedback: bool = True,
+        min_compress_elements: int = 1024,
+        warmup_steps: int | None = None,
+    ) -> None:
+        self.codec = parse_codec(codec)
+        check_algorithm(algorithm)
+        self.algorithm = algorithm
+        self.process_group = require_process_group(process_group)
+        self.min_compress_elements = min_compress_elements
+        self.warmup_steps = warmup_steps or 0
+        self.error_feedback = error_feedback
+        self._residuals = ResidualStore(
+            self._is_compressed,
+            keeps_residuals=error_feedback and (self.codec.loses_bits or self.warmup_steps > 0),
+        )
+        self._group: ConnectedGroup | None = None
+        self._flush_requested = False
+        self._flushing = False
+        self._step = 0
+        self._bucket_in_step = 0
+        self._num_elements = 0
+        self._raw_bytes = 0
+
+    def connect(self) -> None:
+        """Connect the ranks and check that they agree; does nothing if that was done already.
+
+        Collective. Happens by itself in :func:`register` or at the first synchronization.
+
+        Raises:
+            MismatchError: if the ranks use different settings.
+        """
+        if self._group is not None:
+            return
+        group = ConnectedGroup(self.process_group)
+        group.check_agreement(
+            {
+                "codec": str(self.codec),
+                "algorithm": self.algorithm,
+                "min_compress_elements": str(self.min_compress_elements),
+                "warmup_steps": str(self.warmup_steps),
+            }
+        )
+        self._group = group
+
+    def attach(self, module: torch.nn.Module) -> None:
+        """Tell the state the names of a model's parameters, which ``state_dict`` uses."""
+        self._residuals.attach(module)
+
+    def synchronize(self, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        """Start averaging a bucket over all ranks; :func:`compress_hook` calls this.
+
+        Raises:
+            ArgumentError: for gradients that cannot be compressed.
+        """
+        self.connect()
+        assert self._group is not None
+        buffer = bucket.buffer()
+        check_tensor(buffer, "the gradient bucket")
+        world_size = self._group.world_size
+        if self._bucket_in_step == 0:
+            self._flushing = self._flush_requested
+            self._flush_requested = False
+        codec = self._codec_of_step()
+        layout = self._residuals.layout(bucket.parameters())
+        future = self._group.all_reduce(
+            buffer,
+            layout.residual,
+            layout.plan(codec, choose_algorithm(self.algorithm, codec, world_size)),
+            1.0 / world_size,
+            self._step,
+            self._bucket_in_step,
+        )
+        self._num_elements += buffer.numel()
+        self._raw_bytes += 2 * (world_size - 1) * buffer.numel() * buffer.itemsize // world_size
+        self._bucket_in_step += 1
+        if bucket.is_last():
+            self._step += 1
+            self._bucket_in_step = 0
+        return future
+
+    @property
+    def stats(self) -> Stats:
+        """What this rank sent so far, and where the time went."""
+        measured = self._group.measurements() if self._group is not None else {}
+        return Stats(
+            steps=self._step,
+            num_elements=self._num_elements,
+            raw_bytes=self._raw_bytes,
+            wire_bytes=int(measured.get("wire_bytes", 0)),
+            seconds_encode=measured.get("seconds_encode", 0.0),
+            seconds_decode=measured.get("seconds_decode", 0.0),
+            seconds_wait=measured.get("seconds_wait", 0.0),
+        )
+
+    def flush(self) -> None:
+        """Send the next step in float32 with all residuals folded in; they are zero afterwards.
+
+        Call it on every rank, between steps: before a checkpoint without residuals, say.
+        """
+        self._flush_requested = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return this rank's state: its step, world size, and residuals by parameter name.
+
+        Call it between steps, and save one for each rank.
+        """
+        return {
+            "step": self._step,
+            "codec": str(self.codec),
+            "world_size": self.process_group.size(),
+            "residuals": {name: r.clone() for name, r in self._residuals.named_residuals()},
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any] | Sequence[dict[str, Any]]) -> None:
+        """Restore what :meth:`state_dict` returned, before the next step.
+
+        Args:
+            state_dict: this rank's own; or, for another world size, the list of those of all ranks
+                that saved one: rank r then takes the residuals of the ranks r, r + N, r + 2 N, …,
+                so that their sum over all ranks is conserved.
+
+        Raises:
+            ArgumentError: if a single state of another world size is given, or one of another model.
+        """
+        world_size = self.process_group.size()
+        if isinstance(state_dict, dict):
+            if state_dict["world_size"] != world_size:
+                raise ArgumentError(
+                    f"the state was saved by {state_dict['world_size']} ranks, now there are "
+                    f"{world_size}; pass the list of the states of all ranks that saved one"
+                )
+            mine = [state_dict]
+            step = state_dict["step"]
+        else:
+            mine = list(state_dict[self.process_group.rank() :: world_size])
+            step = state_dict[0]["step"]
+        residuals: dict[str, torch.Tensor] = {}
+        for saved in mine:
+            for name, residual in saved["residuals"].items():
+                residuals[name] = residuals[name] + residual if name in residuals else residual
+        self._step = step
+        self._residuals.load(residuals)
+
+    def _is_compressed(self, parameter: torch.Tensor) -> bool:
+        return parameter.dim() > 1 and parameter.numel() >= self.min_compress_elements
+
+    def _codec_of_step(self) -> Codec:
+        # One rank has nobody to send to: nothing is worth leaving out.
+        if self._flushing or self.process_group.size() == 1:
+            return Fp32()
+        if self._step < self.warmup_steps:
+            return self.codec.at_warmup(self._step / self.warmup_steps)
+        return self.codec
+
+
+def compress_hook(
+    state: HookState, bucket: dist.GradBucket
+) -> torch.futures.Future[torch.Tensor]:
+    """DDP communication hook: average the bucket over all ranks, sending it compressed.
+
+    Errors are reported through the future, so that ``backward()`` raises them and the DDP model
+    stays usable.
+    """
+    try:
+        return state.synchronize(bucket)
+    except Error as error:
+        return _C.failed_future(str(error))
+
+
+def register(
+    ddp_model: DistributedDataParallel, codec: str | Codec = "int8", **options: Any
+) -> HookState:
+    """Compress the gradient synchronization of a DDP model. Collective: call it on every rank.
+
+    Args:
+        ddp_model: the model, wrapped in DistributedDataParallel.
+        codec: a codec or its name; see :func:`fastcomm.codec`.
+        **options: further arguments of :class:`HookState`. ``process_group`` is the model's own.
+
+    Returns:
+        The state, for its ``stats``, ``state_dict`` and ``flush``.
+
+    Raises:
+        ArgumentError: if ``ddp_model`` is not a DDP model, or for an argument that cannot work.
+        MismatchError: on every rank, if the ranks use different settings.
+    """
+    if not isinstance(ddp_model, DistributedDataParallel):
+        raise ArgumentError(
+            f"register() takes a DistributedDataParallel model, got {type(ddp_model).__name__}; "
+            "wrap it first: fastcomm.register(DistributedDataParallel(model))"
+        )
+    require_process_group(None)
+    options.setdefault("process_group", ddp_model.process_group)
+    state = HookState(codec, **options)
+    state.attach(ddp_model)
+    state.connect()
+    ddp_model.register_comm_hook(state, compress_hook)
+    return state

@@ -1,0 +1,123 @@
+"""A compressed drop-in for torch.distributed.all_reduce."""
+
+from __future__ import annotations
+
+import weakref
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from fastcomm import _C
+from fastcomm._arguments import check_residual, check_tensor, require_process_group
+from fastcomm.codecs import Codec, Fp32
+from fastcomm.codecs import codec as parse_codec
+from fastcomm.errors import ArgumentError
+from fastcomm.group import ConnectedGroup, choose_algorithm
+
+
+class Work:
+    """An all-reduce under way, as ``async_op=True`` returns it."""
+
+    def __init__(self, future: torch.futures.Future[torch.Tensor]) -> None:
+        self._future = future
+
+    def wait(self, timeout: timedelta | None = None) -> bool:
+        """Block until the result is in the tensor. The group's own timeout bounds the wait."""
+        self._future.wait()
+        return True
+
+    def is_completed(self) -> bool:
+        """Return whether the all-reduce is over."""
+        return self._future.done()
+
+    def get_future(self) -> torch.futures.Future[torch.Tensor]:
+        """Return a future that holds the tensor."""
+        return self._future
+
+
+class _Connection:
+    """What all_reduce keeps for a process group."""
+
+    def __init__(self, process_group: dist.ProcessGroup) -> None:
+        self.group = ConnectedGroup(process_group)
+        self.plans: dict[tuple[Codec, str], _C.BucketPlan] = {}
+        self.num_calls = 0
+
+    def plan(self, codec: Codec, algorithm: str) -> _C.BucketPlan:
+        key = (codec, algorithm)
+        if key not in self.plans:
+            self.group.check_agreement({"codec": str(codec), "algorithm": algorithm})
+            resolved = choose_algorithm(algorithm, codec, self.group.world_size)
+            self.plans[key] = _C.BucketPlan(codec.spec, [], resolved)
+        return self.plans[key]
+
+
+_connections: weakref.WeakKeyDictionary[dist.ProcessGroup, _Connection] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def all_reduce(
+    tensor: torch.Tensor,
+    op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM,
+    group: dist.ProcessGroup | None = None,
+    async_op: bool = False,
+    codec: str | Codec = "int8",
+    residual: torch.Tensor | None = None,
+    algorithm: str = "auto",
+) -> Work | None:
+    """Reduce ``tensor`` over all ranks, in place, sending it compressed.
+
+    Collective, like ``torch.distributed.all_reduce``: every rank of the group calls it, in the same
+    order, with the same shape, codec and algorithm. All ranks end with the same bits.
+
+    Args:
+        tensor: contiguous CPU tensor of float32, bfloat16 or float16; receives the result.
+        op: ``ReduceOp.SUM`` or ``ReduceOp.AVG``.
+        group: the process group; None: the default one.
+        async_op: return a :class:`Work` at once instead of waiting.
+        codec: a codec or its name; see :func:`fastcomm.codec`.
+        residual: contiguous float32 CPU tensor of as many elements: this rank's error feedback
+            (section 3 of docs/wire_format.md), added before encoding and updated in place.
+            None: what the codec leaves out is lost.
+        algorithm: ``ring``, ``gather`` or ``auto``.
+
+    Returns:
+        A :class:`Work` if ``async_op``, else None.
+
+    Raises:
+        ArgumentError: for an argument that cannot work, before anything is sent.
+        MismatchError: if the ranks use different codecs or algorithms.
+        Error: if the exchange fails.
+    """
+    process_group = require_process_group(group)
+    check_tensor(tensor, "tensor")
+    check_residual(residual, tensor)
+    codec = parse_codec(codec)
+    check_algorithm(algorithm)
+    if op not in (dist.ReduceOp.SUM, dist.ReduceOp.AVG):
+        raise ArgumentError(f"op {op} is not supported; use ReduceOp.SUM or ReduceOp.AVG")
+
+    connection = _connections.get(process_group)
+    if connection is None:
+        connection = _connections[process_group] = _Connection(process_group)
+    world_size = connection.group.world_size
+    plan = connection.plan(codec if world_size > 1 else Fp32(), algorithm)
+    factor = 1.0 / world_size if op == dist.ReduceOp.AVG else 1.0
+    future = connection.group.all_reduce(
+        tensor.detach(), residual, plan, factor, connection.num_calls
+    )
+    connection.num_calls += 1
+    work = Work(future)
+    if async_op:
+        return work
+    work.wait()
+    return None
+
+
+def check_algorithm(algorithm: str) -> None:
+    """Raise :class:`ArgumentError` for an unknown algorithm."""
+    known = ["auto", *_C.algorithm_names()]
+    if algorithm not in known:
+        raise ArgumentError(f"unknown algorithm {algorithm!r}; known: {', '.join(known)}")

@@ -1,0 +1,121 @@
+"""The residuals of a model's parameters, and their place in DDP's buckets.
+
+A residual belongs to a parameter. DDP rebuilds its buckets after the first step, in another
+order, so that residuals are stored bucket by bucket (the native layer wants one contiguous array
+for a bucket) but found by parameter: when a bucket with new contents appears, the residuals of its
+parameters move into a new array.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from fastcomm import _C
+from fastcomm.codecs import Codec
+from fastcomm.errors import ArgumentError
+
+
+@dataclass
+class BucketLayout:
+    """The parameters of one bucket, in its order."""
+
+    parameters: list[torch.Tensor]  # kept alive: layouts are found by the ids of parameters
+    runs: list[tuple[int, bool]]  # (num_elements, compressed), covering the bucket
+    residual: torch.Tensor | None  # float32, one per element of the bucket
+    plans: dict[tuple[Codec, str], _C.BucketPlan] = field(default_factory=dict)
+
+    def plan(self, codec: Codec, algorithm: str) -> _C.BucketPlan:
+        """Return the plan to synchronize this bucket with ``codec`` and ``algorithm``."""
+        key = (codec, algorithm)
+        if key not in self.plans:
+            self.plans[key] = _C.BucketPlan(codec.spec, self.runs, algorithm)
+        return self.plans[key]
+
+
+class ResidualStore:
+    """Residuals by parameter, laid out bucket by bucket."""
+
+    def __init__(self, is_compressed: Callable[[torch.Tensor], bool], keeps_residuals: bool) -> None:
+        self._is_compressed = is_compressed
+        self._keeps_residuals = keeps_residuals
+        self._layouts: dict[tuple[int, ...], BucketLayout] = {}
+        self._views: dict[int, torch.Tensor] = {}  # residual of a parameter, by its id
+        self._names: dict[int, str] = {}
+        self._loaded: dict[str, torch.Tensor] = {}  # from a checkpoint, not yet in a bucket
+
+    def layout(self, parameters: list[torch.Tensor]) -> BucketLayout:
+        """Return the layout of a bucket that holds ``parameters``, making it if it is new."""
+        key = tuple(map(id, parameters))
+        if key not in self._layouts:
+            self._layouts[key] = self._make_layout(parameters)
+        return self._layouts[key]
+
+    def _make_layout(self, parameters: list[torch.Tensor]) -> BucketLayout:
+        ids = set(map(id, parameters))
+        runs: list[tuple[int, bool]] = []
+        for parameter in parameters:
+            compressed = self._is_compressed(parameter)
+            if runs and runs[-1][1] == compressed:
+                runs[-1] = (runs[-1][0] + parameter.numel(), compressed)
+            else:
+                runs.append((parameter.numel(), compressed))
+        residual = None
+        if self._keeps_residuals:
+            residual = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float32)
+            for parameter, view in zip(
+                parameters, residual.split([p.numel() for p in parameters]), strict=True
+            ):
+                previous = self._views.get(id(parameter))
+                if previous is None and id(parameter) in self._names:
+                    previous = self._loaded.pop(self._names[id(parameter)], None)
+                if previous is not None:
+                    view.copy_(previous.reshape(-1))
+                self._views[id(parameter)] = view
+        for key in [key for key in self._layouts if not ids.isdisjoint(key)]:
+            del self._layouts[key]  # buckets were rebuilt
+        return BucketLayout(list(parameters), runs, residual)
+
+    def attach(self, module: torch.nn.Module) -> None:
+        """Learn the names of a model's parameters (without DDP's ``module.`` prefix)."""
+        for name, parameter in module.named_parameters():
+            self._names[id(parameter)] = name.removeprefix("module.")
+
+    def zero(self) -> None:
+        """Forget every residual."""
+        self._loaded.clear()
+        for view in self._views.values():
+            view.zero_()
+
+    def named_residuals(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield (parameter name, residual of shape (numel,)) of every parameter seen so far."""
+        if not self._names and self._views:
+            raise ArgumentError(
+                "the parameters have no names yet; use fastcomm.register(ddp_model), or call "
+                "state.attach(ddp_model) once"
+            )
+        for identity, view in self._views.items():
+            yield self._names[identity], view
+        yield from self._loaded.items()
+
+    def load(self, residuals: dict[str, torch.Tensor]) -> None:
+        """Replace every residual; parameters that are not mentioned start from zero.
+
+        Raises:
+            ArgumentError: if a residual is not of its parameter's size.
+        """
+        self.zero()
+        pending = {name.removeprefix("module."): r.float() for name, r in residuals.items()}
+        for identity, view in self._views.items():
+            loaded = pending.pop(self._names.get(identity, ""), None)
+            if loaded is None:
+                continue
+            if loaded.numel() != view.numel():
+                raise ArgumentError(
+                    f"the residual of {self._names[identity]!r} has {loaded.numel()} elements, its "
+                    f"parameter has {view.numel()}; load a checkpoint of the same model"
+                )
+            view.copy_(loaded.reshape(-1))
+        self._loaded = {name: r.clone() for name, r in pending.items()}

@@ -1,0 +1,32 @@
+"""What was sent, and where the time went."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Totals of one rank since its hook state was made.
+
+    Attributes:
+        steps: synchronized steps (backward passes that called the hook for every bucket).
+        num_elements: gradient elements synchronized.
+        raw_bytes: what an uncompressed ring all-reduce would have sent from this rank:
+            2 (N-1) / N * num_elements * bytes per element of the gradient's dtype.
+        wire_bytes: payload bytes really sent by this rank, headers and scales included.
+        seconds_encode: spent accumulating and encoding, on the native threads.
+        seconds_decode: spent decoding, on the native threads.
+        seconds_wait: spent by the native threads waiting for the network.
+    """
+
+    steps: int
+    num_elements: int
+    raw_bytes: int
+    wire_bytes: int
+    seconds_encode: float
+    seconds_decode: float
+    seconds_wait: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times fewer bytes were sent: ``raw_bytes / wire_bytes`` (1.0 if none were)."""
+        return self.raw_bytes / self.wire_bytes if self.wire_bytes else 1.0
