@@ -111,7 +111,7 @@ class ShapedLink:
         self._remove()
 
     def command_prefix(self, rank: int) -> list[str]:
-        """What to put before a command so that it runs on this rank's side of the link."""
+        """Return what goes before a command so that it runs on this rank's side of the link."""
         return ["ip", "netns", "exec", self._namespaces[rank]]
 
     def address(self, rank: int) -> str:

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -31,7 +31,7 @@ from rich.markup import escape
 
 # The link belongs to the benchmarks, which are scripts and no package.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
-from shaped_link import ShapedLink, can_shape  # noqa: E402
+from shaped_link import ShapedLink, can_shape
 
 SHORT_METHODS = "none,fp16-hook,int8,int4,topk:0.01"
 FULL_METHODS = f"{SHORT_METHODS},powersgd"
@@ -53,7 +53,7 @@ class RankProcess:
         return self.log.read().decode(errors="replace").rstrip().splitlines()[-count:]
 
 
-class MethodFailed(RuntimeError):
+class MethodFailedError(RuntimeError):
     """A rank of a run ended with an error."""
 
 
@@ -65,14 +65,14 @@ def rank_processes(
     ranks: list[RankProcess] = []
     local = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     local["GLOO_SOCKET_IFNAME"] = "lo"
-    try:
+    with ExitStack() as stack:
         for rank in range(world_size):
             place = {"RANK": rank, "LOCAL_RANK": rank}
             size = {"WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
             environment = {name: str(value) for name, value in (place | size).items()}
             environment |= local if link is None else link.environment(rank)
             prefix = [] if link is None else link.command_prefix(rank)
-            log = tempfile.TemporaryFile()
+            log = stack.enter_context(tempfile.TemporaryFile())
             process = subprocess.Popen(
                 [*prefix, sys.executable, str(_TRAINING_SCRIPT), *options],
                 env=os.environ | environment,
@@ -80,18 +80,14 @@ def rank_processes(
                 stderr=log,
                 start_new_session=True,  # Ctrl-C reaches this process only, which then ends them
             )
+            stack.callback(process.wait)
+            stack.callback(process.kill)
             ranks.append(RankProcess(process, log))
         yield ranks
-    finally:
-        for rank_process in ranks:
-            rank_process.process.kill()
-        for rank_process in ranks:
-            rank_process.process.wait()
-            rank_process.log.close()
 
 
 def train(link: ShapedLink | None, world_size: int, options: list[str]) -> tuple[Row, list[Row]]:
-    """Train once; return the run's summary and its rows, or raise MethodFailed."""
+    """Train once; return the run's summary and its rows, or raise MethodFailedError."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
         with rank_processes(link, world_size, [*options, "--json", str(result)]) as ranks:
@@ -104,12 +100,16 @@ def _wait_for_all(ranks: list[RankProcess]) -> None:
     running = dict(enumerate(ranks))
     while running:
         time.sleep(0.05)
-        ended = {rank: code for rank, it in running.items() if (code := it.process.poll()) is not None}
+        ended = {
+            rank: code for rank, it in running.items() if (code := it.process.poll()) is not None
+        }
         for rank, code in ended.items():
             if code != 0:
                 lines = running[rank].last_lines()
-                _console.print(*lines, sep="\n", style="red", markup=False, highlight=False)
-                raise MethodFailed(f"rank {rank}: {lines[-1] if lines else f'exit code {code}'}")
+                print(*lines, sep="\n", file=sys.stderr)
+                raise MethodFailedError(
+                    f"rank {rank}: {lines[-1] if lines else f'exit code {code}'}"
+                )
             del running[rank]
 
 
@@ -193,7 +193,7 @@ def main() -> int:
                     own = ["--codec", method, "--seed", seed]
                     try:
                         run, its_rows = train(link, arguments.world, [*own, *options])
-                    except MethodFailed as error:
+                    except MethodFailedError as error:
                         failed[method] = str(error)
                         continue
                     runs.append(run)

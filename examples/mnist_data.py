@@ -36,6 +36,7 @@ class Digits:
     train_labels: torch.Tensor
     test_images: torch.Tensor
     test_labels: torch.Tensor
+    name: str
     source: str
 
     def to(self, device: torch.device) -> "Digits":
@@ -45,6 +46,7 @@ class Digits:
             self.train_labels.to(device),
             self.test_images.to(device),
             self.test_labels.to(device),
+            self.name,
             self.source,
         )
 
@@ -104,7 +106,7 @@ def load_mnist(folder: Path) -> Digits:
     train_images, train_labels, test_images, test_labels = (
         _read_idx(folder, name) for name in MNIST_FILES
     )
-    return Digits(train_images, train_labels, test_images, test_labels, f"MNIST in {folder}")
+    return Digits(train_images, train_labels, test_images, test_labels, "MNIST", str(folder))
 
 
 def load_small_digits() -> Digits:
@@ -118,8 +120,10 @@ def load_small_digits() -> Digits:
     images = images.round().to(torch.uint8)
     classes = torch.from_numpy(labels).long()
     testing = torch.arange(len(classes)) % 5 == 0
-    source = "scikit-learn's digits (8x8, upscaled), NOT MNIST"
-    return Digits(images[~testing], classes[~testing], images[testing], classes[testing], source)
+    name, source = "scikit-learn's digits (not MNIST)", "scikit-learn, 8 x 8 pixels, upscaled"
+    return Digits(
+        images[~testing], classes[~testing], images[testing], classes[testing], name, source
+    )
 
 
 class ShardedBatches:
@@ -154,7 +158,7 @@ class ShardedBatches:
             images = self._digits.train_images[chosen]
             yield self._normalize(images), self._digits.train_labels[chosen]
 
-    def test_batches(self, batch_size: int = 500) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def test_batches(self, batch_size: int = 100) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield this rank's part of the test set, every sample on exactly one rank."""
         images = self._digits.test_images[self._rank :: self._world_size]
         labels = self._digits.test_labels[self._rank :: self._world_size]

@@ -1,23 +1,23 @@
 """Shows a comparison of methods: the table, and the picture of learning over time and traffic.
 
-    python examples/mnist_picture.py demo.json --output demo.png     # of a run with --json
+python examples/mnist_picture.py demo.json --output demo.png     # of a run with --json
 """
 
 import argparse
 import json
 import statistics
-from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-import matplotlib
 import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
 from mnist_report import Row
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
-matplotlib.use("Agg")  # a file, no window
-from matplotlib import pyplot  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
+Floats = npt.NDArray[np.float64]
 
 BASELINE = "none"
 LABELS = {
@@ -35,48 +35,44 @@ _STYLES = {
     "topk:0.01": ("#D55E00", "v"),
     "powersgd": ("#CC79A7", "P"),
 }
+# Heading, key in the results, factor to the heading's unit, format.
+_COLUMNS = (
+    ("time to\n99 %\ns", "seconds_to_target", 1.0, "{:.1f}"),
+    ("sent a step\nand rank\nkB", "wire_bytes_per_step", 1e-3, "{:,.1f}"),
+    ("time of\na step\nms", "step_time_median_ms", 1.0, "{:.0f}"),
+)
 _SPARE_STYLES = (("#56B4E9", "X"), ("#999999", "*"), ("#F0E442", "h"), ("#7F4F24", "<"))
 
 
 def print_table(console: Console, runs: list[Row], failed: dict[str, str]) -> None:
     """Print one line per method; of several seeds the mean and the range."""
-    table = Table(title=_headline(runs) if runs else None, title_style="bold")
-    for heading in (
-        "method",
-        "best accuracy\n%",
-        "time to 99 %\ns",
-        "ratio",
-        "sent per step\nand rank, kB",
-        "ratio",
-        "step time\nms",
-        "ratio",
-    ):
-        table.add_column(heading, justify="left" if heading == "method" else "right")
+    title = _headline(runs) if runs else None
+    table = Table(title=title, title_style="bold", box=box.SIMPLE_HEAD)
+    table.add_column("method", no_wrap=True)
+    table.add_column("best\naccuracy\n%", justify="right")
+    for name, _, _, _ in _COLUMNS:
+        table.add_column(name, justify="right")
+        table.add_column("ratio", justify="right")
     by_method = _by_method(runs)
     baseline = by_method.get(BASELINE, [])
     for method, its_runs in by_method.items():
-        cells = [_spread(_values(its_runs, "best_test_accuracy_percent"), "{:.2f}")]
-        for key, scale, form in (
-            ("seconds_to_target", 1, "{:.1f}"),
-            ("wire_bytes_per_step", 1e-3, "{:.1f}"),
-            ("step_time_median_ms", 1, "{:.0f}"),
-        ):
-            cells.append(_spread([scale * value for value in _values(its_runs, key)], form))
-            cells.append(_ratio(_values(its_runs, key), _values(baseline, key)))
-        table.add_row(LABELS.get(method, method), *cells)
+        cells = [_spread(_values(its_runs, "best_test_accuracy_percent"), "{:.2f}", len(its_runs))]
+        for _, key, scale, form in _COLUMNS:
+            values = _values(its_runs, key)
+            cells.append(_spread([scale * value for value in values], form, len(its_runs)))
+            cells.append(_ratio(values, _values(baseline, key)))
+        table.add_row(method, *cells)
     for method in failed:
-        table.add_row(LABELS.get(method, method), "failed", style="red")
+        table.add_row(method, "failed", style="red")
     console.print(table)
-    if runs:
-        counts = sorted({run["wire_bytes_counted_by"] for run in runs})
-        console.print(f"bytes: {' / '.join(counts)}; ratios: to uncompressed", highlight=False)
     for method, reason in failed.items():
         console.print(f"{method} failed: {reason}", style="red", markup=False, highlight=False)
 
 
 def draw_picture(runs: list[Row], rows: list[Row], output: Path) -> None:
     """Draw accuracy and loss over seconds and over bytes, a line per method."""
-    figure, axes = pyplot.subplots(2, 2, figsize=(11, 7.4), sharex="col", sharey="row")
+    figure = Figure(figsize=(11, 7.4))
+    axes = figure.subplots(2, 2, sharex="col", sharey="row")
     spare = iter(_SPARE_STYLES * 9)
     for method in _by_method(runs):
         color, marker = _STYLES.get(method) or next(spare)
@@ -93,9 +89,116 @@ def draw_picture(runs: list[Row], rows: list[Row], output: Path) -> None:
                 panel.fill_between(scale * x, low, high, color=color, alpha=0.2, linewidth=0)
     _set_axes(axes, rows)
     handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper center", ncols=3, frameon=False, bbox_to_anchor=(0.5, 0.925))
+    figure.legend(
+        handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.95), ncols=3, frameon=False
+    )
     figure.suptitle(_headline(runs), fontweight="bold", y=0.985)
     figure.text(0.5, 0.005, _footnote(runs), ha="center", va="bottom", fontsize=8, color="#444444")
     figure.tight_layout(rect=(0, 0.03, 1, 0.87))
     figure.savefig(output, dpi=150)
-    pyplot.close(figure)
+
+
+def _set_axes(axes: Any, rows: list[Row]) -> None:
+    accuracy, loss = axes[0][0], axes[1][0]
+    # The distance to 100 % on a logarithmic axis gives the last percents room.
+    accuracy.set_yscale("function", functions=(_from_percent, _to_percent))
+    best = max(row["test_accuracy_percent"] for row in rows)
+    ticks = [tick for tick in (50, 80, 90, 95, 98, 99, 99.5, 99.8) if tick < best + 0.3]
+    accuracy.set_yticks(ticks, [f"{tick:g} %" for tick in ticks])
+    accuracy.set_ylim(50, 100 - 0.8 * (100 - best))
+    accuracy.set_ylabel("test accuracy")
+    loss.set_yscale("log")
+    loss.set_ylabel("training loss (cross-entropy)")
+    axes[1][0].set_xlabel("training time, seconds")
+    axes[1][1].set_xlabel("sent per rank, MB")
+    axes[1][1].set_xscale("log")
+    axes[1][1].xaxis.set_major_formatter("{x:g}")
+    for panel in axes.flat:
+        panel.grid(True, color="#dddddd", linewidth=0.8)
+        panel.set_axisbelow(True)
+        panel.spines[["top", "right"]].set_visible(False)
+
+
+def _from_percent(percent: Floats) -> Floats:
+    return -np.log(np.maximum(100 - percent, 1e-3))
+
+
+def _to_percent(position: Floats) -> Floats:
+    return 100 - np.exp(-position)
+
+
+def _over_seeds(rows: list[Row], key: str) -> tuple[Floats, Floats, Floats]:
+    """Mean, lowest and highest value over the seeds, for each step with an evaluation."""
+    by_step: dict[int, list[float]] = {}
+    for row in rows:
+        by_step.setdefault(row["step"], []).append(row[key])
+    values = np.array([by_step[step] for step in sorted(by_step)])
+    return values.mean(axis=1), values.min(axis=1), values.max(axis=1)
+
+
+def _by_method(runs: list[Row]) -> dict[str, list[Row]]:
+    methods: dict[str, list[Row]] = {}
+    for run in runs:
+        methods.setdefault(run["codec"], []).append(run)
+    return methods
+
+
+def _values(runs: list[Row], key: str) -> list[float]:
+    return [run[key] for run in runs if run[key] is not None]
+
+
+def _spread(values: list[float], form: str, num_runs: int) -> str:
+    if not values:
+        return "-"
+    lines = [form.format(statistics.fmean(values))]
+    if num_runs > 1:
+        lines.append(f"{form.format(min(values))}-{form.format(max(values))}")
+    if len(values) < num_runs:
+        lines.append(f"{len(values)} of {num_runs}")
+    return "\n".join(lines)
+
+
+def _ratio(values: list[float], baseline: list[float]) -> str:
+    if not values or not baseline:
+        return "-"
+    return f"{statistics.fmean(values) / statistics.fmean(baseline):.3f}"
+
+
+def _headline(runs: list[Row]) -> str:
+    run = runs[0]
+    shaped = run["link_rate"] != "unshaped"
+    link = f"links of {_spell_rate(run['link_rate'])}" if shaped else "an unshaped loopback"
+    return f"MNIST CNN under DDP: {run['world_size']} ranks over {link}"
+
+
+def _spell_rate(rate: str) -> str:
+    for short, unit in (("gbit", "Gbit/s"), ("mbit", "Mbit/s"), ("kbit", "kbit/s")):
+        if rate.endswith(short):
+            return f"{rate.removesuffix(short)} {unit}"
+    return rate
+
+
+def _footnote(runs: list[Row]) -> str:
+    run = runs[0]
+    seeds = sorted({run["seed"] for run in runs})
+    named = f"seed {seeds[0]}" if len(seeds) == 1 else f"mean and range of {len(seeds)} seeds"
+    counts = " / ".join(sorted({run["wire_bytes_counted_by"] for run in runs}))
+    return (
+        f"{run['machine']}; PyTorch {run['torch_version']}; {run['data_name']}, "
+        f"{run['batch_size_per_rank']} samples per rank and step, {named}; bytes: {counts}"
+    )
+
+
+def main() -> None:
+    """Draw the picture of a comparison whose results were kept with --json."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("results", type=Path, help="the JSON file")
+    parser.add_argument("--output", type=Path, default=Path("demo.png"))
+    arguments = parser.parse_args()
+    content = json.loads(arguments.results.read_text())
+    print_table(Console(), content["runs"], {})
+    draw_picture(content["runs"], content["rows"], arguments.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -42,8 +42,7 @@ class WireMeter:
         ring_bytes = 4 * 2 * (world_size - 1) / world_size
         self._plain_bytes = ring_bytes * sum(weight.numel() for weight in model.parameters())
         self._powersgd_bytes = ring_bytes * _powersgd_elements(model)
-        self._paused_at = self._excluded = 0
-        self.pause()
+        self._paused_at = self._excluded = self._read_counter()
 
     @property
     def best_source(self) -> str:

@@ -110,6 +110,9 @@ class HookState:
             self._flush_requested = False
         codec = self._codec_of_step()
         layout = self._residuals.layout(bucket.parameters())
+        if not layout.is_agreed:
+            self._group.check_agreement({"bucket": layout.describe()})
+            layout.is_agreed = True
         future = self._group.all_reduce(
             buffer,
             layout.residual,
@@ -212,7 +215,7 @@ def compress_hook(
     try:
         return state.synchronize(bucket)
     except Error as error:
-        return _C.failed_future(str(error))
+        return _C.failed_future(type(error).__name__, str(error))
 
 
 def register(

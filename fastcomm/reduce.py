@@ -41,13 +41,20 @@ class _Connection:
 
     def __init__(self, process_group: dist.ProcessGroup) -> None:
         self.group = ConnectedGroup(process_group)
-        self.plans: dict[tuple[Codec, str], _C.BucketPlan] = {}
+        self.plans: dict[tuple[Codec, str, int, torch.dtype], _C.BucketPlan] = {}
         self.num_calls = 0
 
-    def plan(self, codec: Codec, algorithm: str) -> _C.BucketPlan:
-        key = (codec, algorithm)
+    def plan(self, codec: Codec, algorithm: str, tensor: torch.Tensor) -> _C.BucketPlan:
+        """Return the plan for tensors like this one; the ranks compare notes on a new one."""
+        key = (codec, algorithm, tensor.numel(), tensor.dtype)
         if key not in self.plans:
-            self.group.check_agreement({"codec": str(codec), "algorithm": algorithm})
+            self.group.check_agreement(
+                {
+                    "codec": str(codec),
+                    "algorithm": algorithm,
+                    "tensor": f"{tensor.numel()} elements of {tensor.dtype}",
+                }
+            )
             resolved = choose_algorithm(algorithm, codec, self.group.world_size)
             self.plans[key] = _C.BucketPlan(codec.spec, [], resolved)
         return self.plans[key]
@@ -103,7 +110,7 @@ def all_reduce(
     if connection is None:
         connection = _connections[process_group] = _Connection(process_group)
     world_size = connection.group.world_size
-    plan = connection.plan(codec if world_size > 1 else Fp32(), algorithm)
+    plan = connection.plan(codec if world_size > 1 else Fp32(), algorithm, tensor)
     factor = 1.0 / world_size if op == dist.ReduceOp.AVG else 1.0
     future = connection.group.all_reduce(
         tensor.detach(), residual, plan, factor, connection.num_calls

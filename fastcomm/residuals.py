@@ -25,7 +25,13 @@ class BucketLayout:
     parameters: list[torch.Tensor]  # kept alive: layouts are found by the ids of parameters
     runs: list[tuple[int, bool]]  # (num_elements, compressed), covering the bucket
     residual: torch.Tensor | None  # float32, one per element of the bucket
+    is_agreed: bool = False  # whether all ranks were seen to have the same layout
     plans: dict[tuple[Codec, str], _C.BucketPlan] = field(default_factory=dict)
+
+    def describe(self) -> str:
+        """Return what all ranks must have in common, for the handshake."""
+        runs = ", ".join(f"{n}{'' if compressed else ' uncompressed'}" for n, compressed in self.runs)
+        return f"{len(self.parameters)} parameters of {self.parameters[0].dtype}, elements {runs}"
 
     def plan(self, codec: Codec, algorithm: str) -> _C.BucketPlan:
         """Return the plan to synchronize this bucket with ``codec`` and ``algorithm``."""

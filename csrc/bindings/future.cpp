@@ -1,5 +1,6 @@
 #include "bindings/future.h"
 
+#include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include "core/check.h"
@@ -44,6 +45,30 @@ class TensorHolder final : public c10::ivalue::PyObjectHolder {
   at::Tensor tensor_;
 };
 
+// An exception that torch, wherever it crosses into Python, raises as fastcomm.errors.<type>.
+class PythonError final : public torch::PyTorchError {
+ public:
+  PythonError(std::string type, const std::string& message)
+      : torch::PyTorchError(message), type_(std::move(type)) {}
+
+  PyObject* python_type() override {  // called with the GIL held
+    return py::module_::import("fastcomm.errors").attr(type_.c_str()).ptr();
+  }
+
+ private:
+  std::string type_;
+};
+
+std::exception_ptr as_python_error(const std::exception_ptr& error) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const PayloadError& caught) {
+    return std::make_exception_ptr(PythonError("PayloadError", caught.what()));
+  } catch (const std::exception& caught) {
+    return std::make_exception_ptr(PythonError("Error", caught.what()));
+  }
+}
+
 Future make_future() {
   return c10::make_intrusive<c10::ivalue::Future>(c10::PyObjectType::get());
 }
@@ -57,15 +82,15 @@ TensorFuture::TensorFuture(const at::Tensor& tensor)
 
 void TensorFuture::complete(std::exception_ptr error) {
   if (error) {
-    future->setError(std::move(error));
+    future->setError(as_python_error(error));
   } else {
     future->markCompleted(std::move(value));
   }
 }
 
-Future failed_future(const std::string& message) {
+Future failed_future(const std::string& type, const std::string& message) {
   Future future = make_future();
-  future->setError(std::make_exception_ptr(Error(message)));
+  future->setError(std::make_exception_ptr(PythonError(type, message)));
   return future;
 }
 

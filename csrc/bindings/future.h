@@ -12,15 +12,15 @@ using Future = c10::intrusive_ptr<c10::ivalue::Future>;
 // made here, ahead of time. The caller must hold the GIL.
 struct TensorFuture {
   explicit TensorFuture(const at::Tensor& tensor);
-  // Completes the future, without the GIL.
+  // Completes the future; `error`, if any, becomes one of fastcomm.errors. Needs no GIL.
   void complete(std::exception_ptr error);
 
   Future future;
   c10::IValue value;
 };
 
-// A future that has failed already: what a hook returns instead of raising, which would leave
-// DDP's reducer unusable.
-Future failed_future(const std::string& message);
+// A future that has failed already, with the class fastcomm.errors.<type>: what a hook returns
+// instead of raising, which would leave DDP's reducer unusable.
+Future failed_future(const std::string& type, const std::string& message);
 
 }  // namespace fastcomm

@@ -1,6 +1,7 @@
 // The pybind11 module fastcomm._C. fastcomm/_C.pyi describes it; arguments are checked for users
 // in Python, here only for what would be unsafe.
 
+#include <torch/csrc/Exceptions.h>
 #include <torch/csrc/jit/python/pybind_utils.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -96,6 +97,8 @@ void translate_error(std::exception_ptr error) {
     raise("PayloadError", caught);
   } catch (const Error& caught) {
     raise("Error", caught);
+  } catch (torch::PyTorchError& caught) {  // of a future
+    PyErr_SetString(caught.python_type(), caught.what());
   }
 }
 
@@ -167,8 +170,8 @@ PYBIND11_MODULE(_C, module) {
       .def("measurements", measurements_dict)
       .def("close", &Communicator::close, NoGil());
 
-  module.def("failed_future", [](const std::string& message) {
-    return std::make_shared<PythonFuture>(failed_future(message));
+  module.def("failed_future", [](const std::string& type, const std::string& message) {
+    return std::make_shared<PythonFuture>(failed_future(type, message));
   });
 }
 
