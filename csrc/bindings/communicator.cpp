@@ -30,7 +30,8 @@ DType dtype_of(const at::Tensor& tensor) {
     case at::kHalf:
       return DType::kFloat16;
     default:
-      FASTCOMM_FAIL("dtype " << tensor.scalar_type() << " is not one of float32, bfloat16, float16");
+      FASTCOMM_FAIL("dtype " << tensor.scalar_type()
+                             << " is not one of float32, bfloat16, float16");
   }
 }
 
@@ -84,9 +85,10 @@ void Communicator::run_lane(Lane& lane) {
     }
     std::exception_ptr error;
     try {
-      FASTCOMM_CHECK(failure.empty(), "an earlier synchronization failed, so that the ranks are out "
-                                      "of step; restart from a checkpoint. The failure: "
-                                          << failure);
+      FASTCOMM_CHECK(failure.empty(),
+                     "an earlier synchronization failed, so that the ranks are out "
+                     "of step; restart from a checkpoint. The failure: "
+                         << failure);
       run_job(lane, job);
     } catch (const std::exception& caught) {
       error = std::current_exception();

@@ -33,9 +33,7 @@ class TensorHolder final : public c10::ivalue::PyObjectHolder {
   }
 
   PyObject* getPyObject() override { return object_; }
-  c10::InferredType tryToInferType() override {
-    return c10::InferredType(c10::TensorType::get());
-  }
+  c10::InferredType tryToInferType() override { return c10::InferredType(c10::TensorType::get()); }
   c10::IValue toIValue(const c10::TypePtr&, std::optional<int32_t>) override { return tensor_; }
   std::string toStr() override { return "Tensor"; }
   std::vector<at::Tensor> extractTensors() override { return {tensor_}; }
@@ -69,9 +67,7 @@ std::exception_ptr as_python_error(const std::exception_ptr& error) {
   }
 }
 
-Future make_future() {
-  return c10::make_intrusive<c10::ivalue::Future>(c10::PyObjectType::get());
-}
+Future make_future() { return c10::make_intrusive<c10::ivalue::Future>(c10::PyObjectType::get()); }
 
 }  // namespace
 

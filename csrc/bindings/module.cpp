@@ -15,7 +15,8 @@ using PythonFuture = torch::jit::PythonFutureWrapper;
 using NoGil = py::call_guard<py::gil_scoped_release>;
 
 void check_memory(const at::Tensor& tensor, const char* what) {
-  FASTCOMM_CHECK(tensor.device().is_cpu(), what << " is on " << tensor.device() << ", not on the CPU");
+  FASTCOMM_CHECK(tensor.device().is_cpu(),
+                 what << " is on " << tensor.device() << ", not on the CPU");
   FASTCOMM_CHECK(tensor.is_contiguous(), what << " is not contiguous");
 }
 
@@ -71,7 +72,11 @@ std::shared_ptr<PythonFuture> all_reduce(Communicator& communicator, const at::T
   memory_of(bucket, residual);
   TensorFuture result(bucket);
   Future future = result.future;
-  Job job{std::move(plan), bucket, residual, factor, {step, bucket_index},
+  Job job{std::move(plan),
+          bucket,
+          residual,
+          factor,
+          {step, bucket_index},
           [result](std::exception_ptr error) mutable { result.complete(std::move(error)); }};
   const py::gil_scoped_release no_gil;
   communicator.submit(std::move(job));

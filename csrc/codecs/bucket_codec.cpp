@@ -34,15 +34,16 @@ BucketCodec::BucketCodec(const CodecSpec& spec, BucketMemory memory, const std::
     begin = memory_.num_elements;
   }
   run_begins_.push_back(begin);
-  FASTCOMM_CHECK(begin == memory_.num_elements, "the runs cover " << begin << " elements of a bucket of "
-                                                                  << memory_.num_elements);
+  FASTCOMM_CHECK(begin == memory_.num_elements,
+                 "the runs cover " << begin << " elements of a bucket of " << memory_.num_elements);
 }
 
 template <class Visit>
 void BucketCodec::for_each_piece(ElementRange range, Visit&& visit) const {
   if (range.empty()) return;
-  auto run = static_cast<size_t>(
-      std::upper_bound(run_begins_.begin(), run_begins_.end(), range.begin) - run_begins_.begin() - 1);
+  auto run =
+      static_cast<size_t>(std::upper_bound(run_begins_.begin(), run_begins_.end(), range.begin) -
+                          run_begins_.begin() - 1);
   for (; run < run_compressed_.size() && run_begins_[run] < range.end; ++run) {
     const int64_t begin = std::max(range.begin, run_begins_[run]);
     const int64_t end = std::min(range.end, run_begins_[run + 1]);
@@ -135,7 +136,8 @@ void BucketCodec::encode(ElementRange range, std::span<const std::byte> received
 void BucketCodec::decode(ElementRange range, std::span<const std::span<const std::byte>> payloads,
                          std::span<const MessageLabel> labels) {
   const PayloadFormat payload_format = format(range);
-  for (size_t i = 0; i < payloads.size(); ++i) check_payload(payloads[i], labels[i], payload_format);
+  for (size_t i = 0; i < payloads.size(); ++i)
+    check_payload(payloads[i], labels[i], payload_format);
   auto& sections = workspace_.sections;
   auto sections_at = [&](int64_t offset) {
     sections.clear();

@@ -29,7 +29,8 @@ void PayloadBuffers::reserve(int num_buffers, int64_t bytes) {
   if (needed <= capacity_) return;
   memory_.reset();
   capacity_ = 0;
-  auto* memory = static_cast<std::byte*>(std::aligned_alloc(kAlignment, static_cast<size_t>(needed)));
+  auto* memory =
+      static_cast<std::byte*>(std::aligned_alloc(kAlignment, static_cast<size_t>(needed)));
   if (memory == nullptr) throw std::bad_alloc();
   memory_.reset(memory);
   capacity_ = needed;
@@ -52,7 +53,8 @@ void Exchange::decode(ElementRange range, std::span<const std::span<const std::b
   codec_.decode(range, payloads, labels);
 }
 
-std::unique_ptr<PendingMessage> Exchange::send(int peer, Tag tag, std::span<const std::byte> bytes) {
+std::unique_ptr<PendingMessage> Exchange::send(int peer, Tag tag,
+                                               std::span<const std::byte> bytes) {
   measurements_.wire_bytes += static_cast<int64_t>(bytes.size());
   return transport_.send(peer, tag, bytes);
 }

@@ -17,14 +17,17 @@ void gather_all_reduce(Exchange& exchange) {
   const int next = (rank + 1) % num_ranks;
   const int previous = (rank + num_ranks - 1) % num_ranks;
   const BucketShape shape = exchange.shape();
-  const std::vector<ElementRange> slices = cut_slices({0, shape.num_elements}, shape.slice_elements);
+  const std::vector<ElementRange> slices =
+      cut_slices({0, shape.num_elements}, shape.slice_elements);
   const int num_slices = static_cast<int>(slices.size());
 
   int64_t slot_bytes = 0;
-  for (ElementRange slice : slices) slot_bytes = std::max(slot_bytes, exchange.payload_bytes(slice));
+  for (ElementRange slice : slices)
+    slot_bytes = std::max(slot_bytes, exchange.payload_bytes(slice));
   exchange.buffers().reserve(num_ranks * num_slices, slot_bytes);
   auto slot = [&](int source, int slice) {
-    const auto bytes = static_cast<size_t>(exchange.payload_bytes(slices[static_cast<size_t>(slice)]));
+    const auto bytes =
+        static_cast<size_t>(exchange.payload_bytes(slices[static_cast<size_t>(slice)]));
     return exchange.buffers().buffer(source * num_slices + slice).first(bytes);
   };
   auto source_at = [&](int hop) { return (rank - hop - 1 + num_ranks) % num_ranks; };
@@ -35,8 +38,8 @@ void gather_all_reduce(Exchange& exchange) {
   std::vector<std::unique_ptr<PendingMessage>> sends(receives.size());
   for (int hop = 0; hop < num_ranks - 1; ++hop) {
     for (int slice = 0; slice < num_slices; ++slice) {
-      receives[index(hop, slice)] = exchange.receive(
-          previous, static_cast<Tag>(index(hop, slice)), slot(source_at(hop), slice));
+      receives[index(hop, slice)] = exchange.receive(previous, static_cast<Tag>(index(hop, slice)),
+                                                     slot(source_at(hop), slice));
     }
   }
   auto send = [&](int hop, int source, int slice) {

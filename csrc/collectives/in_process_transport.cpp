@@ -22,8 +22,8 @@ class InProcessPending final : public PendingMessage {
     std::unique_lock lock(network_.mutex_);
     network_.changed_.wait(lock, [&] { return message_->done || network_.aborted_; });
     FASTCOMM_CHECK(message_->done, "the exchange was aborted");
-    FASTCOMM_CHECK(!message_->size_differs, "a message of another size than "
-                                                << message_->bytes.size() << " bytes arrived");
+    FASTCOMM_CHECK(!message_->size_differs,
+                   "a message of another size than " << message_->bytes.size() << " bytes arrived");
   }
 
  private:
@@ -40,8 +40,8 @@ class InProcessTransport final : public Transport {
   std::unique_ptr<PendingMessage> send(int peer, Tag tag,
                                        std::span<const std::byte> bytes) override {
     // Sends and receives share one record; the bytes of a send are only read.
-    return network_.post({rank_, peer, tag},
-                         {const_cast<std::byte*>(bytes.data()), bytes.size()}, true);
+    return network_.post({rank_, peer, tag}, {const_cast<std::byte*>(bytes.data()), bytes.size()},
+                         true);
   }
   std::unique_ptr<PendingMessage> receive(int peer, Tag tag, std::span<std::byte> bytes) override {
     return network_.post({peer, rank_, tag}, bytes, false);

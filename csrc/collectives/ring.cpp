@@ -104,8 +104,7 @@ class Ring {
     if (!exists(segment, slice)) return;
     const int side = receive_side(hop);
     exchange_.wait(sends_[static_cast<size_t>(side)][slice]);
-    receives_[slice] =
-        exchange_.receive(previous(), tag(hop, slice), slot(side, segment, slice));
+    receives_[slice] = exchange_.receive(previous(), tag(hop, slice), slot(side, segment, slice));
   }
 
   void send(int hop, size_t slice) {
@@ -164,8 +163,8 @@ class Ring {
   const int num_ranks_;
   const int rank_;
   const int last_hop_;
-  std::vector<std::vector<ElementRange>> slices_;  // of each segment
-  size_t num_slices_ = 0;                          // of the longest segment
+  std::vector<std::vector<ElementRange>> slices_;                      // of each segment
+  size_t num_slices_ = 0;                                              // of the longest segment
   std::array<std::vector<std::unique_ptr<PendingMessage>>, 2> sends_;  // from each buffer's slots
   std::vector<std::unique_ptr<PendingMessage>> receives_;
 };

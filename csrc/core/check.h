@@ -20,16 +20,16 @@ class PayloadError : public Error {
 
 }  // namespace fastcomm
 
-#define FASTCOMM_THROW(ErrorType, message)                                \
-  do {                                                                    \
-    std::ostringstream fastcomm_stream;                                   \
+#define FASTCOMM_THROW(ErrorType, message)                                    \
+  do {                                                                        \
+    std::ostringstream fastcomm_stream;                                       \
     fastcomm_stream << message << " [" << __FILE__ << ":" << __LINE__ << "]"; \
-    throw ErrorType(fastcomm_stream.str());                               \
+    throw ErrorType(fastcomm_stream.str());                                   \
   } while (false)
 
 #define FASTCOMM_FAIL(message) FASTCOMM_THROW(::fastcomm::Error, message)
 
-#define FASTCOMM_CHECK(condition, message)   \
-  do {                                       \
+#define FASTCOMM_CHECK(condition, message)    \
+  do {                                        \
     if (!(condition)) FASTCOMM_FAIL(message); \
   } while (false)

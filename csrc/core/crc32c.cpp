@@ -64,7 +64,7 @@ inline uint64_t load_word(const std::byte* bytes) {
 }
 
 __attribute__((target("sse4.2"))) uint32_t crc32c_sse42(uint32_t initial,
-                                                       std::span<const std::byte> bytes) {
+                                                        std::span<const std::byte> bytes) {
   static const Table kAppendLane = make_append_zeros_table(kLane);
   const std::byte* next = bytes.data();
   size_t left = bytes.size();

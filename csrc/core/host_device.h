@@ -42,8 +42,6 @@ FASTCOMM_HOST_DEVICE uint32_t magnitude_bits(float value) {
   return float_bits(value) & kMagnitudeMask;
 }
 
-FASTCOMM_HOST_DEVICE bool is_finite(float value) {
-  return magnitude_bits(value) < kInfinityBits;
-}
+FASTCOMM_HOST_DEVICE bool is_finite(float value) { return magnitude_bits(value) < kInfinityBits; }
 
 }  // namespace fastcomm

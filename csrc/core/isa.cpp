@@ -55,8 +55,8 @@ void force_isa(std::string_view name) {
     }
     supported += (supported.empty() ? "" : ", ") + std::string(isa_name(isa));
   }
-  FASTCOMM_FAIL("instruction set '" << name << "' is not supported by this CPU; supported: "
-                                    << supported);
+  FASTCOMM_FAIL("instruction set '" << name
+                                    << "' is not supported by this CPU; supported: " << supported);
 }
 
 }  // namespace fastcomm

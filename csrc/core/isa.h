@@ -32,9 +32,10 @@ void force_isa(std::string_view name);
 #define FASTCOMM_TARGET_AVX512 \
   __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,bmi,bmi2,lzcnt,popcnt")))
 #else
-#define FASTCOMM_TARGET_AVX512                                                      \
-  __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,bmi,bmi2,lzcnt,popcnt," \
-                        "prefer-vector-width=512")))
+#define FASTCOMM_TARGET_AVX512                                           \
+  __attribute__((                                                        \
+      target("avx512f,avx512bw,avx512dq,avx512vl,bmi,bmi2,lzcnt,popcnt," \
+             "prefer-vector-width=512")))
 #endif
 #else
 #define FASTCOMM_X86 0

@@ -34,10 +34,10 @@ inline constexpr uint16_t kNonFiniteScale = 0x7fc0u;            // bf16 NaN
 template <class C>
 concept DenseCodec = requires(float value, uint32_t bits, uint16_t wire_scale, BlockScale scale) {
   { C::kName } -> std::convertible_to<std::string_view>;
-  { C::kWireId } -> std::convertible_to<uint8_t>;         // in the header of every payload
-  { C::kBlockElements } -> std::convertible_to<int>;      // a multiple of 64 elements
+  { C::kWireId } -> std::convertible_to<uint8_t>;     // in the header of every payload
+  { C::kBlockElements } -> std::convertible_to<int>;  // a multiple of 64 elements
   { C::kElementsPerUnit } -> std::convertible_to<int>;
-  { C::kHasScale } -> std::convertible_to<bool>;          // one bf16 per block on the wire
+  { C::kHasScale } -> std::convertible_to<bool>;  // one bf16 per block on the wire
   typename C::Unit;
   // With kHasScale: the bf16 scale of a block whose largest magnitude is `bits`, a value in
   // [kSmallestScalableBits, kLargestScalableBits).
@@ -47,7 +47,8 @@ concept DenseCodec = requires(float value, uint32_t bits, uint16_t wire_scale, B
 };
 
 template <class C>
-inline constexpr int kCodeBits = static_cast<int>(8 * sizeof(typename C::Unit)) / C::kElementsPerUnit;
+inline constexpr int kCodeBits =
+    static_cast<int>(8 * sizeof(typename C::Unit)) / C::kElementsPerUnit;
 
 inline constexpr int kNumWireIds = 64;
 
@@ -57,9 +58,9 @@ struct DenseCodecOfWireId;
 
 }  // namespace fastcomm
 
-#define FASTCOMM_REGISTER_DENSE_CODEC(Type)        \
-  static_assert(::fastcomm::DenseCodec<Type>);     \
-  template <>                                      \
+#define FASTCOMM_REGISTER_DENSE_CODEC(Type)            \
+  static_assert(::fastcomm::DenseCodec<Type>);         \
+  template <>                                          \
   struct fastcomm::DenseCodecOfWireId<Type::kWireId> { \
-    using type = Type;                             \
+    using type = Type;                                 \
   }

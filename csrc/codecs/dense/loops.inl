@@ -107,8 +107,8 @@ FASTCOMM_LOOPS_TARGET void encode_section(const EncodeArguments& arguments) {
   constexpr int kUnits = kBlock / C::kElementsPerUnit;
   const auto* gradient = static_cast<const Element*>(arguments.gradient);
   const SectionView<C, std::byte> out(arguments.section, arguments.num_elements);
-  const SectionView<C, const std::byte> in(
-      kHasReceived ? arguments.received : arguments.section, arguments.num_elements);
+  const SectionView<C, const std::byte> in(kHasReceived ? arguments.received : arguments.section,
+                                           arguments.num_elements);
   const int64_t num_full_blocks = arguments.num_elements / kBlock;
   for (int64_t block = 0; block < num_full_blocks; ++block) {
     const int64_t first = block * kBlock;
@@ -182,9 +182,11 @@ FASTCOMM_LOOPS_TARGET void decode_section(const DecodeArguments& arguments) {
       }
     }
     if (is_full) {
-      for (int i = 0; i < kBlock; ++i) out[first + i] = from_float<Element>(sum[i] * arguments.factor);
+      for (int i = 0; i < kBlock; ++i)
+        out[first + i] = from_float<Element>(sum[i] * arguments.factor);
     } else {
-      for (int i = 0; i < count; ++i) out[first + i] = from_float<Element>(sum[i] * arguments.factor);
+      for (int i = 0; i < count; ++i)
+        out[first + i] = from_float<Element>(sum[i] * arguments.factor);
     }
   }
 }

@@ -62,8 +62,8 @@ FASTCOMM_TARGET_AVX512 inline void append_candidates_avx512(const float* stash, 
     const auto in_range =
         static_cast<__mmask16>(count - i >= 16 ? 0xffff : (1u << (count - i)) - 1);
     const __m512i bits = _mm512_load_si512(stash + i);
-    const __mmask16 selected = _mm512_mask_cmpge_epu32_mask(
-        in_range, _mm512_and_si512(bits, magnitude_mask), thresholds);
+    const __mmask16 selected =
+        _mm512_mask_cmpge_epu32_mask(in_range, _mm512_and_si512(bits, magnitude_mask), thresholds);
     if (selected == 0) continue;
     // Compress in a register, then one full store: much faster than a compressing store.
     if (candidates.count <= candidates.capacity) {

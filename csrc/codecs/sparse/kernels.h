@@ -16,7 +16,7 @@ struct CandidateBuffer {
   uint32_t* indices;
   float* values;
   int64_t capacity;
-  int64_t count = 0;         // how many were found; beyond `capacity` they are not stored
+  int64_t count = 0;           // how many were found; beyond `capacity` they are not stored
   int64_t num_non_finite = 0;  // elements (candidates too) that are not finite; a lower bound
 };
 

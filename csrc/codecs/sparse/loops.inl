@@ -45,7 +45,8 @@ inline void accumulate(DType dtype, const AccumulateArguments& arguments,
                        CandidateBuffer& candidates) {
   visit_dtype(dtype, [&](auto element) {
     using Element = decltype(element);
-    if (arguments.residual != nullptr) return accumulate_piece<Element, true>(arguments, candidates);
+    if (arguments.residual != nullptr)
+      return accumulate_piece<Element, true>(arguments, candidates);
     return accumulate_piece<Element, false>(arguments, candidates);
   });
 }

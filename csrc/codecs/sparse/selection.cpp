@@ -40,8 +40,8 @@ uint32_t sampled_threshold(DType dtype, std::span<const TopKPiece> pieces, int64
     }
   }
   // Three standard deviations above the expected count: fewer than k candidates are rare.
-  const double expected = static_cast<double>(k) * static_cast<double>(num_sampled) /
-                          static_cast<double>(num_elements);
+  const double expected =
+      static_cast<double>(k) * static_cast<double>(num_sampled) / static_cast<double>(num_elements);
   const double wanted = expected + 3.0 * std::sqrt(expected) + 4.0;
   double above = 0;
   size_t bin = kSampleHistogramBins - 1;
@@ -108,8 +108,7 @@ void TopKSelection::run(Isa isa, DType dtype, std::span<const TopKPiece> pieces,
     first_index += static_cast<uint32_t>(piece.num_elements);
   }
 
-  const bool misjudged =
-      candidates.count > capacity || (candidates.count < k && threshold > 1);
+  const bool misjudged = candidates.count > capacity || (candidates.count < k && threshold > 1);
   if (misjudged || candidates.num_non_finite > 0 || !forced.empty()) {
     select_everywhere(dtype, pieces, k, forced);
   } else {

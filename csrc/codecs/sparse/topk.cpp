@@ -54,9 +54,9 @@ int64_t for_each_entry(const SectionView<const std::byte>& view, int64_t k, int6
   for (int64_t entry = first; entry < end; ++entry) {
     const uint16_t offset = load_u16(view.offsets, entry);
     if (offset >= limit) {
-      FASTCOMM_THROW(PayloadError, "top-k payload has offset "
-                                       << offset << " in a sub-block of " << limit
-                                       << " elements: it is malformed");
+      FASTCOMM_THROW(PayloadError, "top-k payload has offset " << offset << " in a sub-block of "
+                                                               << limit
+                                                               << " elements: it is malformed");
     }
     visit(offset, bf16_to_float(load_u16(view.values, entry)));
   }
@@ -84,7 +84,8 @@ class PieceCursor {
 
 int64_t topk_count(double density, int64_t num_elements) {
   if (num_elements == 0) return 0;
-  const auto rounded = static_cast<int64_t>(std::llround(density * static_cast<double>(num_elements)));
+  const auto rounded =
+      static_cast<int64_t>(std::llround(density * static_cast<double>(num_elements)));
   return std::clamp<int64_t>(rounded, 1, num_elements);
 }
 
@@ -116,21 +117,23 @@ void TopKEncoder::encode(Isa isa, DType dtype, std::span<const TopKPiece> pieces
     int64_t entry = 0;
     for (int64_t sub_block = 0; sub_block < num_sub_blocks(num_elements); ++sub_block) {
       int64_t previous = -1;
-      entry = for_each_entry(in, k, num_elements, sub_block, entry, [&](uint16_t offset, float value) {
-        if (offset <= previous) {
-          FASTCOMM_THROW(PayloadError, "top-k payload has offset " << offset << " after " << previous
-                                                                   << ": it is malformed");
-        }
-        previous = offset;
-        const int64_t index = sub_block * kSubBlockElements + offset;
-        float& residual = cursor.residual(index);
-        const float sum = residual + value;
-        if (is_finite(sum)) {
-          residual = sum;
-        } else {
-          forced_.push_back(static_cast<uint32_t>(index));
-        }
-      });
+      entry =
+          for_each_entry(in, k, num_elements, sub_block, entry, [&](uint16_t offset, float value) {
+            if (offset <= previous) {
+              FASTCOMM_THROW(PayloadError, "top-k payload has offset " << offset << " after "
+                                                                       << previous
+                                                                       << ": it is malformed");
+            }
+            previous = offset;
+            const int64_t index = sub_block * kSubBlockElements + offset;
+            float& residual = cursor.residual(index);
+            const float sum = residual + value;
+            if (is_finite(sum)) {
+              residual = sum;
+            } else {
+              forced_.push_back(static_cast<uint32_t>(index));
+            }
+          });
     }
   }
 
@@ -170,9 +173,8 @@ void TopKDecoder::decode(Isa isa, DType dtype, std::span<const OutPiece> pieces,
     std::fill_n(sum_.begin(), count, 0.0f);
     for (size_t i = 0; i < sections.size(); ++i) {
       const SectionView<const std::byte> in(sections[i], k, num_elements);
-      next_entry_[i] =
-          for_each_entry(in, k, num_elements, sub_block, next_entry_[i],
-                         [&](uint16_t offset, float value) { sum_[offset] += value; });
+      next_entry_[i] = for_each_entry(in, k, num_elements, sub_block, next_entry_[i],
+                                      [&](uint16_t offset, float value) { sum_[offset] += value; });
     }
     for (int64_t done = 0; done < count;) {
       const int64_t part = std::min(count - done, piece->num_elements - first_in_piece);
