@@ -61,7 +61,10 @@ class GivenGradients(torch.nn.Module):
 
     def forward(self) -> torch.Tensor:
         """Return the loss, a scalar."""
-        dots = [torch.dot(w.flatten(), g.flatten()) for w, g in zip(self.weights, self.gradients)]
+        dots = [
+            torch.dot(w.flatten(), g.flatten())
+            for w, g in zip(self.weights, self.gradients, strict=True)
+        ]
         return torch.stack(dots).sum()
 
 
@@ -130,7 +133,7 @@ def run_rank(arguments: argparse.Namespace) -> list[Row]:
     gradient_bytes = sum(g.numel() * 4 for g in gradients)
     for method, (model, state) in models.items():
         results = [p.grad for p in model.module.weights]
-        error = sum((r - e).double().square().sum() for r, e in zip(results, exact))
+        error = sum((r - e).double().square().sum() for r, e in zip(results, exact, strict=True))
         norm = sum(e.double().square().sum() for e in exact)
         uncompressed = 2 * (world_size - 1) * gradient_bytes // world_size
         rows.append(
@@ -141,7 +144,12 @@ def run_rank(arguments: argparse.Namespace) -> list[Row]:
                 seconds_median=statistics.median(seconds[method]),
                 seconds_min=min(seconds[method]),
                 ratio_to_fp16=statistics.median(
-                    [a / b for a, b in zip(seconds[method], seconds.get("fp16", seconds[method]))]
+                    [
+                        a / b
+                        for a, b in zip(
+                            seconds[method], seconds.get("fp16", seconds[method]), strict=True
+                        )
+                    ]
                 ),
                 wire_bytes_per_step=state.stats.wire_bytes // state.stats.steps
                 if state

@@ -244,7 +244,8 @@ def _run(command: list[str], standard_input: str = "", check: bool = True) -> st
         command, input=standard_input, capture_output=True, text=True, start_new_session=True
     )
     if check and done.returncode != 0:
-        raise RuntimeError(f"'{' '.join(command)}' failed: {done.stderr.strip()}")
+        reason = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise RuntimeError(f"'{' '.join(command)}' failed: {reason[0]}")
     return done.stdout
 
 

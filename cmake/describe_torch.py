@@ -16,9 +16,7 @@ get_state = ctypes.pythonapi.PyInterpreterState_Get
 get_state.restype = ctypes.c_void_p
 
 internals_ids = [
-    key
-    for key in map(str, get_state_dict(get_state()))
-    if key.startswith("__pybind11_internals_")
+    key for key in map(str, get_state_dict(get_state())) if key.startswith("__pybind11_internals_")
 ]
 print(
     torch.__version__,

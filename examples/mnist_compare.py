@@ -31,7 +31,7 @@ from rich.markup import escape
 
 # The link belongs to the benchmarks, which are scripts and no package.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
-from shaped_link import ShapedLink, can_shape
+from shaped_link import ShapedLink, ShapeSupport, can_shape, parse_rate
 
 SHORT_METHODS = "none,fp16-hook,int8,int4,topk:0.01"
 FULL_METHODS = f"{SHORT_METHODS},powersgd"
@@ -150,14 +150,22 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     add("--data", choices=("auto", "digits"), default="auto", help="digits: scikit-learn's")
     add("--output", type=Path, default=Path("demo.png"), help="the picture (default demo.png)")
     add("--json", type=Path, help="write all results here")
-    return parser.parse_known_args()
+    arguments, other_options = parser.parse_known_args()
+    if arguments.rate != "none":
+        try:
+            parse_rate(arguments.rate)
+        except ValueError as error:
+            parser.error(str(error))
+    return arguments, other_options
 
 
 def _data_options(arguments: argparse.Namespace) -> list[str]:
     # Here and not in the ranks, because a shaped link leads nowhere else.
     folder = arguments.data_root if arguments.data_root is not None else default_folder()
     if arguments.data == "auto" and prepare_mnist(folder):
+        _console.print(f"data: MNIST, {folder}", markup=False, highlight=False)
         return ["--data-root", str(folder.resolve())]
+    _console.print("data: [yellow]NOT MNIST[/], but scikit-learn's digits", highlight=False)
     return ["--data", "digits"]
 
 
@@ -171,33 +179,39 @@ def _end_by_exception(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
+def _run_all(
+    link: ShapedLink | None, arguments: argparse.Namespace, options: list[str]
+) -> tuple[list[Row], list[Row], dict[str, str]]:
+    """Train with every method and seed; return summaries, rows, and what failed with its reason."""
+    methods = arguments.methods or (FULL_METHODS if arguments.epochs else SHORT_METHODS)
+    runs: list[Row] = []
+    rows: list[Row] = []
+    failed: dict[str, str] = {}
+    for seed in arguments.seeds.split(","):
+        for method in methods.split(","):
+            own = ["--codec", method, "--seed", seed]
+            try:
+                run, its_rows = train(link, arguments.world, [*own, *options])
+            except MethodFailedError as error:
+                failed[method] = f"{error} (seed {seed})"
+                continue
+            runs.append(run)
+            rows += [{"codec": method, "seed": run["seed"]} | row for row in its_rows]
+    return runs, rows, failed
+
+
 def main() -> int:
     """Run the comparison; return the exit code, 1 when a method failed."""
     arguments, other_options = parse_arguments()
     signal.signal(signal.SIGTERM, _end_by_exception)
-    methods = arguments.methods or (FULL_METHODS if arguments.epochs else SHORT_METHODS)
-    support = can_shape()
-    obstacle = "asked for with --rate none" if arguments.rate == "none" else support.reason
-    shaped = arguments.rate != "none" and support.possible
+    wanted = arguments.rate != "none"
+    shaped, obstacle = can_shape() if wanted else ShapeSupport(False, "asked for with --rate none")
     options = [*_data_options(arguments), *_length_options(arguments), *other_options]
     options += ["--link-rate", arguments.rate if shaped else "unshaped", "--quiet"]
-    runs: list[Row] = []
-    rows: list[Row] = []
-    failed: dict[str, str] = {}
     try:
         with ShapedLink(arguments.world, arguments.rate) if shaped else nullcontext() as link:
             _console.print(f"link: {describe_link(link, obstacle)}", highlight=False)
-            _console.print(f"data: {' '.join(_data_options(arguments)[1:])}", highlight=False)
-            for seed in arguments.seeds.split(","):
-                for method in methods.split(","):
-                    own = ["--codec", method, "--seed", seed]
-                    try:
-                        run, its_rows = train(link, arguments.world, [*own, *options])
-                    except MethodFailedError as error:
-                        failed[method] = str(error)
-                        continue
-                    runs.append(run)
-                    rows += [{"codec": method, "seed": run["seed"]} | row for row in its_rows]
+            runs, rows, failed = _run_all(link, arguments, options)
     except KeyboardInterrupt:
         _console.print("interrupted: ranks and link are gone", style="yellow")
         return 130

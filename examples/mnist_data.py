@@ -67,8 +67,13 @@ def download_mnist(folder: Path) -> bool:
             continue
         try:
             pooch.retrieve(MIRROR + name, f"md5:{md5}", name, folder, downloader=downloader)
-        except (OSError, ValueError) as error:  # no network; a file that is not the canonical one
-            print(f"MNIST could not be downloaded: {_first_line(error)}", flush=True)
+        except OSError as error:
+            print(
+                f"MNIST could not be downloaded from {MIRROR} ({type(error).__name__})", flush=True
+            )
+            return False
+        except ValueError as error:  # not the canonical file
+            print(f"MNIST was not downloaded: {error}", flush=True)
             return False
     return True
 
@@ -215,7 +220,3 @@ def _read_idx(folder: Path, name: str) -> torch.Tensor:
     data = np.frombuffer(content, np.uint8, offset=4 + 4 * num_dimensions).reshape(shape)
     tensor = torch.from_numpy(data.copy())
     return tensor.long() if num_dimensions == 1 else tensor
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:160] if str(error) else type(error).__name__

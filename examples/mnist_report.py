@@ -94,11 +94,12 @@ class TrainingDisplay:
         traffic = "{task.fields[step_ms]:.0f} ms/step  {task.fields[megabytes]:.1f} MB sent"
         self._progress = Progress(
             TextColumn("{task.description:>11}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TextColumn(f"{figures}  {traffic}"),
             console=self._console,
             disable=not shown or self._lines,
+            expand=True,
         )
         self._task = self._progress.add_task(
             title, total=num_steps, loss=float("nan"), accuracy="-", step_ms=0.0, megabytes=0.0

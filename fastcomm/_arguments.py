@@ -52,7 +52,8 @@ def require_process_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
     if not dist.is_available() or not dist.is_initialized():
         raise Error(
             "the default process group is not initialized; call "
-            'torch.distributed.init_process_group("gloo") first (and start the script with torchrun)'
+            'torch.distributed.init_process_group("gloo") first, '
+            "and start the script with torchrun"
         )
     if group is None:
         default = dist.group.WORLD

@@ -9,14 +9,14 @@ from __future__ import annotations
 import atexit
 import json
 import weakref
-from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from fastcomm import _C
 from fastcomm.codecs import Codec
-from fastcomm.errors import MismatchError
+from fastcomm.errors import ArgumentError, MismatchError
 
 # Exchanges in flight at a time: one encodes while another is on the wire.
 NUM_LANES = 2
@@ -36,10 +36,11 @@ class ConnectedGroup:
         self._num_handshakes = 0
         self._own_group: dist.ProcessGroup | None = None
         if self.world_size > 1:
+            backend = _cpu_backend(process_group)
             self._own_group = dist.new_group(
                 ranks=dist.get_process_group_ranks(process_group),
-                timeout=_timeout_of(process_group),
-                backend=dist.get_backend(process_group),
+                timeout=backend.options._timeout,
+                backend=backend.name(),
                 use_local_synchronization=True,
                 group_desc="fastcomm",
             )
@@ -79,7 +80,7 @@ class ConnectedGroup:
         step: int,
         bucket_index: int = 0,
     ) -> torch.futures.Future[torch.Tensor]:
-        """Start ``bucket = factor * sum over ranks``; the future holds ``bucket`` when it is done."""
+        """Start ``bucket = factor * sum over ranks``; the future will hold ``bucket``."""
         return self._communicator.all_reduce(
             bucket, residual, plan, factor, step & 0xFFFFFFFF, bucket_index & 0xFFFF
         )
@@ -108,14 +109,20 @@ def choose_algorithm(algorithm: str, codec: Codec, world_size: int) -> str:
     return "gather" if world_size <= 2 or density < 0.005 else "ring"
 
 
-def _timeout_of(process_group: dist.ProcessGroup) -> object:
-    backend = process_group._get_backend(torch.device("cpu"))
-    return backend.options._timeout
+def _cpu_backend(process_group: dist.ProcessGroup) -> Any:
+    try:
+        return process_group._get_backend(torch.device("cpu"))
+    except RuntimeError:
+        raise ArgumentError(
+            f"the process group ({dist.get_backend(process_group)}) cannot send CPU tensors, and "
+            "this fastcomm was built for the CPU only; use "
+            'torch.distributed.init_process_group("gloo")'
+        ) from None
 
 
-def _close_all(close: Callable[[ConnectedGroup], None] = ConnectedGroup.close) -> None:
+def _close_all() -> None:
     for group in list(_open_groups):
-        close(group)
+        group.close()
 
 
 # The native threads must end before the interpreter does.

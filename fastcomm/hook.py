@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import GradBucket  # type: ignore[attr-defined]  # torch's stubs lack it
 from torch.nn.parallel import DistributedDataParallel
 
 from fastcomm import _C
@@ -94,7 +95,7 @@ class HookState:
         """Tell the state the names of a model's parameters, which ``state_dict`` uses."""
         self._residuals.attach(module)
 
-    def synchronize(self, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    def synchronize(self, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
         """Start averaging a bucket over all ranks; :func:`compress_hook` calls this.
 
         Raises:
@@ -171,7 +172,7 @@ class HookState:
                 so that their sum over all ranks is conserved.
 
         Raises:
-            ArgumentError: if a single state of another world size is given, or one of another model.
+            ArgumentError: if a single state of another world size is given, or of another model.
         """
         world_size = self.process_group.size()
         if isinstance(state_dict, dict):
@@ -204,9 +205,7 @@ class HookState:
         return self.codec
 
 
-def compress_hook(
-    state: HookState, bucket: dist.GradBucket
-) -> torch.futures.Future[torch.Tensor]:
+def compress_hook(state: HookState, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
     """DDP communication hook: average the bucket over all ranks, sending it compressed.
 
     Errors are reported through the future, so that ``backward()`` raises them and the DDP model

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -22,8 +21,8 @@ class Work:
     def __init__(self, future: torch.futures.Future[torch.Tensor]) -> None:
         self._future = future
 
-    def wait(self, timeout: timedelta | None = None) -> bool:
-        """Block until the result is in the tensor. The group's own timeout bounds the wait."""
+    def wait(self) -> bool:
+        """Block until the result is in the tensor; the process group's timeout bounds the wait."""
         self._future.wait()
         return True
 

@@ -30,7 +30,9 @@ class BucketLayout:
 
     def describe(self) -> str:
         """Return what all ranks must have in common, for the handshake."""
-        runs = ", ".join(f"{n}{'' if compressed else ' uncompressed'}" for n, compressed in self.runs)
+        runs = ", ".join(
+            f"{n}{'' if is_compressed else ' plain'}" for n, is_compressed in self.runs
+        )
         return f"{len(self.parameters)} parameters of {self.parameters[0].dtype}, elements {runs}"
 
     def plan(self, codec: Codec, algorithm: str) -> _C.BucketPlan:
@@ -44,7 +46,9 @@ class BucketLayout:
 class ResidualStore:
     """Residuals by parameter, laid out bucket by bucket."""
 
-    def __init__(self, is_compressed: Callable[[torch.Tensor], bool], keeps_residuals: bool) -> None:
+    def __init__(
+        self, is_compressed: Callable[[torch.Tensor], bool], keeps_residuals: bool
+    ) -> None:
         self._is_compressed = is_compressed
         self._keeps_residuals = keeps_residuals
         self._layouts: dict[tuple[int, ...], BucketLayout] = {}
@@ -72,7 +76,7 @@ class ResidualStore:
         if self._keeps_residuals:
             residual = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float32)
             for parameter, view in zip(
-                parameters, residual.split([p.numel() for p in parameters]), strict=True
+                parameters, torch.split(residual, [p.numel() for p in parameters]), strict=True
             ):
                 previous = self._views.get(id(parameter))
                 if previous is None and id(parameter) in self._names:

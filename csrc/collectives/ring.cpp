@@ -50,7 +50,8 @@ class Ring {
         slot_bytes = std::max(slot_bytes, exchange_.payload_bytes(slice));
       }
     }
-    exchange_.buffers().reserve(2 * static_cast<int>(num_slices_), slot_bytes);
+    const int num_slots = num_ranks_ == 1 ? 1 : 2 * static_cast<int>(num_slices_);
+    exchange_.buffers().reserve(num_slots, slot_bytes);
     for (auto& side : sends_) side.resize(num_slices_);
     receives_.resize(num_slices_);
   }
@@ -133,29 +134,35 @@ class Ring {
     if (is_reduce_scatter(hop)) {
       encode_and_send(hop + 1, slice);
       post_receive(hop + 1, slice);
-      if (hop == num_ranks_ - 2) decode(segment, slice, 1);  // the owner's own payload
+      if (hop == num_ranks_ - 2) decode_slot(segment, slice, 1);  // the owner's own payload
     } else {
       if (hop < last_hop_) {
         if (exists(segment, slice)) send(hop + 1, slice);
         post_receive(hop + 1, slice);
       }
-      decode(segment, slice, receive_side(hop));
+      decode_slot(segment, slice, receive_side(hop));
     }
   }
 
-  void decode(int segment, size_t slice, int side) {
+  void decode_slot(int segment, size_t slice, int side) {
     if (!exists(segment, slice)) return;
-    const std::span<const std::byte> payload = slot(side, segment, slice);
-    const MessageLabel label = exchange_.label(segment, static_cast<int64_t>(slice));
-    exchange_.decode(range(segment, slice), {&payload, 1}, {&label, 1});
+    decode(range(segment, slice), slot(side, segment, slice),
+           exchange_.label(segment, static_cast<int64_t>(slice)));
+  }
+
+  void decode(ElementRange elements, std::span<const std::byte> payload,
+              const MessageLabel& label) {
+    exchange_.decode(elements, {&payload, 1}, {&label, 1});
   }
 
   // One rank: nothing is sent, the owner's payload is the result.
   void reduce_alone() {
     for (size_t slice = 0; slice < num_slices_; ++slice) {
       const MessageLabel label = exchange_.label(0, static_cast<int64_t>(slice));
-      exchange_.encode(range(0, slice), {}, label, slot(1, 0, slice), label);
-      decode(0, slice, 1);
+      const std::span<std::byte> payload =
+          slot(0, 0, 0).first(static_cast<size_t>(exchange_.payload_bytes(range(0, slice))));
+      exchange_.encode(range(0, slice), {}, label, payload, label);
+      decode(range(0, slice), payload, label);
     }
   }
 

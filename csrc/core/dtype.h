@@ -21,6 +21,13 @@ struct Float16 {
   uint16_t bits;
 };
 
+// condition ? a : b on whole words. GCC narrows a ternary whose result is stored as 16 bits, and
+// then cannot vectorize it with a 32-bit condition.
+FASTCOMM_HOST_DEVICE uint32_t select_word(bool condition, uint32_t a, uint32_t b) {
+  const uint32_t mask = 0u - static_cast<uint32_t>(condition);
+  return (a & mask) | (b & ~mask);
+}
+
 FASTCOMM_HOST_DEVICE float bf16_to_float(uint16_t bits) {
   return bits_float(static_cast<uint32_t>(bits) << 16);
 }
@@ -32,8 +39,9 @@ FASTCOMM_HOST_DEVICE uint16_t float_to_bf16(float value) {
   const uint32_t sign = (bits >> 16) & 0x8000u;
   const uint32_t rounded = (magnitude + 0x7fffu + ((magnitude >> 16) & 1u)) >> 16;
   const uint32_t saturated = rounded < 0x7f7fu ? rounded : 0x7f7fu;
-  const uint32_t non_finite = magnitude > kInfinityBits ? 0x7fc0u : 0x7f80u;
-  return static_cast<uint16_t>(sign | (magnitude < kInfinityBits ? saturated : non_finite));
+  const uint32_t non_finite = select_word(magnitude > kInfinityBits, 0x7fc0u, 0x7f80u);
+  return static_cast<uint16_t>(sign |
+                               select_word(magnitude < kInfinityBits, saturated, non_finite));
 }
 
 FASTCOMM_HOST_DEVICE float f16_to_float(uint16_t bits) {
@@ -53,9 +61,9 @@ FASTCOMM_HOST_DEVICE uint16_t float_to_f16(float value) {
   // Below the smallest normal f16, adding 0.5 aligns the subnormal's last bit with f32's.
   const uint32_t subnormal = float_bits(bits_float(magnitude) + 0.5f) - 0x3f000000u;
   const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-  const uint32_t non_finite = magnitude > kInfinityBits ? 0x7e00u : 0x7c00u;
-  const uint32_t finite = magnitude < 0x38800000u ? subnormal : normal;
-  return static_cast<uint16_t>(sign | (magnitude < 0x47800000u ? finite : non_finite));
+  const uint32_t non_finite = select_word(magnitude > kInfinityBits, 0x7e00u, 0x7c00u);
+  const uint32_t finite = select_word(magnitude < 0x38800000u, subnormal, normal);
+  return static_cast<uint16_t>(sign | select_word(magnitude < 0x47800000u, finite, non_finite));
 }
 
 FASTCOMM_HOST_DEVICE float to_float(float value) { return value; }

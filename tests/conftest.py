@@ -1,0 +1,23 @@
+"""What several test files share: the instruction sets, and how hypothesis runs."""
+
+import os
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+
+from fastcomm import _C
+
+# In CI the same examples on every run: a red run is the change's fault, not chance's.
+hypothesis.settings.register_profile("default", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("ci" if "CI" in os.environ else "default")
+
+
+@pytest.fixture(params=_C.supported_isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run the test once for each instruction set of this host, with that one forced."""
+    name: str = request.param
+    _C.force_isa(name)
+    yield name
+    _C.force_isa("")
