@@ -85,7 +85,7 @@ def all_reduce(
         async_op: return a :class:`Work` at once instead of waiting.
         codec: a codec or its name; see :func:`fastcomm.codec`.
         residual: contiguous float32 CPU tensor of as many elements: this rank's error feedback
-            (section 3 of docs/wire_format.md), added before encoding and updated in place.
+            ("Encoding a block" in docs/wire_format.md), added before encoding, updated in place.
             None: what the codec leaves out is lost.
         algorithm: ``ring``, ``gather`` or ``auto``.
 

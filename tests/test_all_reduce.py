@@ -12,7 +12,7 @@ CODECS = ("fp32", "bf16", "int8", "int4", "topk:0.01", "topk:0.3")
 ALGORITHMS = ("ring", "gather")
 RANKS = (2, 3, 4, 5)
 SIZES = (0, 1, 3, 7, 511, 513, 100_003)
-STEPS = 4
+STEPS = 3
 
 
 # --- fp32 is a plain all-reduce ---------------------------------------------------------------
@@ -57,7 +57,7 @@ def low_precision_against_f32(dtype: torch.dtype, algorithm: str) -> None:
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("num_ranks", RANKS)
+@pytest.mark.parametrize("num_ranks", (2, 3, 5))
 def test_low_precision_sums_are_accumulated_in_f32(
     num_ranks: int, dtype: torch.dtype, algorithm: str
 ) -> None:
@@ -102,12 +102,12 @@ def test_ranks_and_runs_are_identical_and_nothing_is_lost(
     assert max(worst for _, worst in of_rank) <= 1e-6
 
 
-# More than 2 MiB of payload for every segment of the dense codecs, cut unevenly.
+# Every segment of the dense codecs has two or more slices, the last one odd.
 SEVERAL_SLICES = {
     "fp32": 1_300_001,
     "bf16": 2_600_001,
     "int8": 5_000_001,
-    "int4": 10_000_001,
+    "int4": 4_500_001,
     "topk:0.01": 5_000_001,
 }
 

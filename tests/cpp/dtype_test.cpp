@@ -1,0 +1,151 @@
+// Conversions between the element types, against a slow reference in exact arithmetic.
+
+#include "core/dtype.h"
+
+#include <cmath>
+
+#include "doctest.h"
+#include "values.h"
+
+namespace fastcomm {
+namespace {
+
+using testing::kInfinity;
+using testing::kNaN;
+
+// A binary format of 16 bits, and its conversions by the definition.
+struct Format {
+  int mantissa_bits;
+  int smallest_exponent;  // of a normal number
+  uint16_t infinity;
+
+  double largest() const { return value(static_cast<uint16_t>(infinity - 1)); }
+
+  double value(uint16_t bits) const {
+    const int exponent_field = (bits & 0x7fff) >> mantissa_bits;
+    const int mantissa = bits & ((1 << mantissa_bits) - 1);
+    const int implicit = exponent_field == 0 ? 0 : 1 << mantissa_bits;
+    const int exponent = smallest_exponent + std::max(exponent_field, 1) - 1;
+    const double magnitude = std::ldexp(implicit + mantissa, exponent - mantissa_bits);
+    return bits & 0x8000 ? -magnitude : magnitude;
+  }
+
+  // The magnitude of a finite `value` in units of its last place, rounded half to even: exact,
+  // because an f32 divided by a power of two is a double.
+  double rounded_magnitude(double value) const {
+    if (value == 0) return 0;
+    const int exponent = std::max(std::ilogb(value), smallest_exponent);
+    const double unit = std::ldexp(1.0, exponent - mantissa_bits);
+    return std::nearbyint(std::fabs(value) / unit) * unit;
+  }
+};
+
+constexpr Format kBf16{7, -126, 0x7f80};
+constexpr Format kF16{10, -14, 0x7c00};
+
+// Each value of the format, what lies halfway to the next, and their f32 neighbours.
+template <class Visit>
+void for_each_critical_value(const Format& format, Visit&& visit) {
+  for (uint32_t bits = 0; bits < format.infinity; ++bits) {
+    const double low = format.value(static_cast<uint16_t>(bits));
+    const double high = bits + 1u == format.infinity
+                            ? 2 * low - format.value(static_cast<uint16_t>(bits - 1))
+                            : format.value(static_cast<uint16_t>(bits + 1));
+    for (const double exact : {low, (low + high) / 2}) {
+      const auto value = static_cast<float>(exact);
+      for (const float near :
+           {std::nextafter(value, 0.0f), value, std::nextafter(value, kInfinity)}) {
+        visit(near);
+        visit(-near);
+      }
+    }
+  }
+}
+
+TEST_CASE("bf16 and f16 round trip all bit patterns") {
+  for (uint32_t pattern = 0; pattern < 65536; ++pattern) {
+    const auto bits = static_cast<uint16_t>(pattern);
+    CAPTURE(bits);
+    const bool is_bf16_nan = (bits & 0x7fff) > kBf16.infinity;
+    const bool is_f16_nan = (bits & 0x7fff) > kF16.infinity;
+    if (is_bf16_nan) {
+      REQUIRE(std::isnan(bf16_to_float(bits)));
+      REQUIRE((float_to_bf16(bf16_to_float(bits)) & 0x7fff) > kBf16.infinity);
+    } else {
+      REQUIRE(float_to_bf16(bf16_to_float(bits)) == bits);
+    }
+    if (is_f16_nan) {
+      REQUIRE(std::isnan(f16_to_float(bits)));
+      REQUIRE((float_to_f16(f16_to_float(bits)) & 0x7fff) > kF16.infinity);
+    } else {
+      REQUIRE(float_to_f16(f16_to_float(bits)) == bits);
+    }
+    if ((bits & 0x7fff) < kBf16.infinity) REQUIRE(bf16_to_float(bits) == kBf16.value(bits));
+    if ((bits & 0x7fff) < kF16.infinity) REQUIRE(f16_to_float(bits) == kF16.value(bits));
+  }
+}
+
+void check_bf16(float value) {
+  if (!std::isfinite(value)) return;
+  CAPTURE(value);
+  const uint16_t bits = float_to_bf16(value);
+  REQUIRE(std::signbit(bf16_to_float(bits)) == std::signbit(value));
+  const double expected = std::fmin(kBf16.rounded_magnitude(value), kBf16.largest());
+  REQUIRE(std::fabs(bf16_to_float(bits)) == expected);
+}
+
+void check_f16(float value) {
+  if (!std::isfinite(value)) return;
+  CAPTURE(value);
+  const uint16_t bits = float_to_f16(value);
+  REQUIRE(std::signbit(f16_to_float(bits)) == std::signbit(value));
+  const double rounded = kF16.rounded_magnitude(value);
+  const double expected = rounded > kF16.largest() ? std::numeric_limits<double>::infinity() : rounded;
+  REQUIRE(std::fabs(f16_to_float(bits)) == expected);
+}
+
+TEST_CASE("conversions to bf16 and f16 round half to even") {
+  for_each_critical_value(kBf16, check_bf16);
+  for_each_critical_value(kF16, check_f16);
+  testing::Random random(1);
+  for (int i = 0; i < 500'000; ++i) {
+    const float value = bits_float(static_cast<uint32_t>(random.next()));
+    check_bf16(value);
+    check_f16(value);
+  }
+}
+
+TEST_CASE("a finite value never becomes an infinite bf16; f16 overflows as in torch") {
+  const float largest = std::numeric_limits<float>::max();
+  CHECK(float_to_bf16(largest) == 0x7f7f);
+  CHECK(float_to_bf16(-largest) == 0xff7f);
+  CHECK(float_to_bf16(kInfinity) == 0x7f80);
+  CHECK(float_to_bf16(-kInfinity) == 0xff80);
+  CHECK((float_to_bf16(kNaN) & 0x7fff) == 0x7fc0);
+
+  CHECK(float_to_f16(65519.996f) == 0x7bff);
+  CHECK(float_to_f16(65520.0f) == 0x7c00);
+  CHECK(float_to_f16(-largest) == 0xfc00);
+  CHECK(float_to_f16(-kInfinity) == 0xfc00);
+  CHECK((float_to_f16(kNaN) & 0x7fff) == 0x7e00);
+}
+
+TEST_CASE("NaNs of every payload stay NaN") {
+  for (uint32_t payload = 1; payload < 0x800000; payload = payload * 2 + 1) {
+    for (const uint32_t sign : {0u, 0x80000000u}) {
+      const float value = bits_float(sign | kInfinityBits | payload);
+      CHECK(std::isnan(bf16_to_float(float_to_bf16(value))));
+      CHECK(std::isnan(f16_to_float(float_to_f16(value))));
+    }
+  }
+}
+
+TEST_CASE("visit_dtype gives each type its C++ element") {
+  for (const DType dtype : testing::kAllDTypes) {
+    CHECK(visit_dtype(dtype, [](auto element) { return sizeof element; }) == dtype_bytes(dtype));
+  }
+  CHECK_THROWS_AS(visit_dtype(static_cast<DType>(9), [](auto) {}), Error);
+}
+
+}  // namespace
+}  // namespace fastcomm
