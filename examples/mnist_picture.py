@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.ticker import LogLocator, NullFormatter
 from mnist_report import Row
 from rich import box
 from rich.console import Console
@@ -41,6 +43,11 @@ _COLUMNS = (
     ("sent a step\nand rank\nkB", "wire_bytes_per_step", 1e-3, "{:,.1f}"),
     ("time of\na step\nms", "step_time_median_ms", 1.0, "{:.0f}"),
 )
+_COUNTED_BY = {
+    "interface": "counted by the network interface",
+    "fastcomm": "counted by fastcomm",
+    "computed": "computed",
+}
 _SPARE_STYLES = (("#56B4E9", "X"), ("#999999", "*"), ("#F0E442", "h"), ("#7F4F24", "<"))
 
 
@@ -71,31 +78,35 @@ def print_table(console: Console, runs: list[Row], failed: dict[str, str]) -> No
 
 def draw_picture(runs: list[Row], rows: list[Row], output: Path) -> None:
     """Draw accuracy and loss over seconds and over bytes, a line per method."""
-    figure = Figure(figsize=(11, 7.4))
+    figure = Figure(figsize=(11, 7.4), layout="constrained")
     axes = figure.subplots(2, 2, sharex="col", sharey="row")
-    spare = iter(_SPARE_STYLES * 9)
-    for method in _by_method(runs):
+    spare = iter(_SPARE_STYLES * len(runs))
+    for method, its_runs in _by_method(runs).items():
         color, marker = _STYLES.get(method) or next(spare)
         its_rows = [row for row in rows if row["codec"] == method]
-        for vertical, key in enumerate(("test_accuracy_percent", "loss")):
-            for horizontal, (across, scale) in enumerate(
-                (("seconds_training", 1.0), ("wire_bytes", 1e-6))
-            ):
-                x, _, _ = _over_seeds(its_rows, across)
-                y, low, high = _over_seeds(its_rows, key)
-                panel = axes[vertical][horizontal]
-                label = LABELS.get(method, method)
-                panel.plot(scale * x, y, color=color, marker=marker, markersize=5, label=label)
-                panel.fill_between(scale * x, low, high, color=color, alpha=0.2, linewidth=0)
+        seconds, _, _ = _over_seeds(its_rows, "seconds_training")
+        sent_bytes, _, _ = _over_seeds(its_rows, "wire_bytes")
+        for panels, key in zip(axes, ("test_accuracy_percent", "loss"), strict=True):
+            mean, low, high = _over_seeds(its_rows, key)
+            for panel, x in zip(panels, (seconds, sent_bytes / 1e6), strict=True):
+                (line,) = panel.plot(x, mean, color=color, marker=marker, markersize=5)
+                line.set_markevery(max(1, len(x) // 10))
+                line.set_label(_legend(method, its_runs))
+                panel.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
     _set_axes(axes, rows)
     handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.95), ncols=3, frameon=False
-    )
-    figure.suptitle(_headline(runs), fontweight="bold", y=0.985)
-    figure.text(0.5, 0.005, _footnote(runs), ha="center", va="bottom", fontsize=8, color="#444444")
-    figure.tight_layout(rect=(0, 0.03, 1, 0.87))
+    legend = figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
+    # As the legend's title, because a suptitle would be drawn over the legend.
+    legend.set_title(_headline(runs), prop=FontProperties(weight="bold", size=14))
+    figure.align_ylabels()
+    figure.supxlabel(_footnote(runs), fontsize=8.5, color="#444444")
     figure.savefig(output, dpi=150)
+
+
+def _legend(method: str, runs: list[Row]) -> str:
+    step_ms = statistics.fmean(_values(runs, "step_time_median_ms"))
+    kilobytes = statistics.fmean(_values(runs, "wire_bytes_per_step")) / 1e3
+    return f"{LABELS.get(method, method)}: {step_ms:.0f} ms and {kilobytes:,.0f} kB a step"
 
 
 def _set_axes(axes: Any, rows: list[Row]) -> None:
@@ -108,7 +119,11 @@ def _set_axes(axes: Any, rows: list[Row]) -> None:
     accuracy.set_ylim(50, 100 - 0.8 * (100 - best))
     accuracy.set_ylabel("test accuracy")
     loss.set_yscale("log")
+    loss.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    loss.yaxis.set_major_formatter("{x:g}")
+    loss.yaxis.set_minor_formatter(NullFormatter())
     loss.set_ylabel("training loss (cross-entropy)")
+    axes[1][0].set_xlim(left=0)
     axes[1][0].set_xlabel("training time, seconds")
     axes[1][1].set_xlabel("sent per rank, MB")
     axes[1][1].set_xscale("log")
@@ -182,10 +197,11 @@ def _footnote(runs: list[Row]) -> str:
     run = runs[0]
     seeds = sorted({run["seed"] for run in runs})
     named = f"seed {seeds[0]}" if len(seeds) == 1 else f"mean and range of {len(seeds)} seeds"
-    counts = " / ".join(sorted({run["wire_bytes_counted_by"] for run in runs}))
+    sources = {_COUNTED_BY[run["wire_bytes_counted_by"]] for run in runs}
     return (
         f"{run['machine']}; PyTorch {run['torch_version']}; {run['data_name']}, "
-        f"{run['batch_size_per_rank']} samples per rank and step, {named}; bytes: {counts}"
+        f"{run['batch_size_per_rank']} samples per rank and step, {named}; "
+        f"bytes {' or '.join(sorted(sources))}"
     )
 
 

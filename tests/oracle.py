@@ -1,6 +1,6 @@
 """The codecs in plain numpy: slow, obviously right, and what the tests compare fastcomm with.
 
-Written from the documentation (DESIGN, wire format, comments of the headers), not from the loops.
+Written from docs/wire_format.md, not from the loops in C++.
 Everything is f32 arithmetic, rounded after each operation; a payload is complete, header included.
 """
 
@@ -20,7 +20,7 @@ HEADER = struct.Struct("<HBBIIHHIII")  # all fields but the checksum, which foll
 HEADER_BYTES = HEADER.size + 4
 MAGIC = 0x4346
 VERSION = 1
-NON_FINITE_SCALE = 0x7FC0
+BF16_NAN = 0x7FC0
 SUB_BLOCK = 65536
 
 
@@ -42,7 +42,7 @@ def bf16_to_float32(bits: U16) -> F32:
 
 
 def float32_to_bf16(value: F32) -> U16:
-    """Round half to even; a finite value never becomes Inf, a NaN is the quiet one of its sign."""
+    """Round half to even; a finite value never becomes Inf, and every NaN is 0x7fc0."""
     bits = value.view(np.uint32)
     upper, lower = bits >> 16, bits & 0xFFFF
     goes_up = (lower > 0x8000) | ((lower == 0x8000) & (upper % 2 == 1))
@@ -51,7 +51,7 @@ def float32_to_bf16(value: F32) -> U16:
     overflows = np.isfinite(value) & (rounded & 0x7FFF == 0x7F80)
     rounded = np.where(overflows, sign | 0x7F7F, rounded)
     rounded = np.where(np.isinf(value), upper, rounded)
-    rounded = np.where(np.isnan(value), sign | 0x7FC0, rounded)
+    rounded = np.where(np.isnan(value), BF16_NAN, rounded)
     return rounded.astype(np.uint16)
 
 
@@ -77,7 +77,7 @@ def quantize_block(value: F32, levels: int) -> Block:
     absmax = np.abs(value).max()
     zeros = np.zeros(value.size, np.int32)
     if not absmax < 2.0**127:  # NaN too
-        return Block(NON_FINITE_SCALE, zeros, None)
+        return Block(BF16_NAN, zeros, None)
     if absmax < 2.0**-100:
         return Block(0, zeros, value)
     one = np.float32(1)

@@ -31,9 +31,9 @@ T = TypeVar("T")
 
 # What blocks in the process group fails first, with a message; what blocks elsewhere is shown as
 # the stacks of all threads of its rank; the last resort is to kill the processes.
-GROUP_TIMEOUT = timedelta(seconds=60)
-RUN_SECONDS = 90.0
-KILL_SECONDS = 100.0
+GROUP_TIMEOUT = timedelta(seconds=30)
+RUN_SECONDS = 60.0
+KILL_SECONDS = 70.0
 
 
 class RanksFailedError(AssertionError):

@@ -57,7 +57,7 @@ def low_precision_against_f32(dtype: torch.dtype, algorithm: str) -> None:
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("num_ranks", (2, 3, 5))
+@pytest.mark.parametrize("num_ranks", [2, 3, 5])
 def test_low_precision_sums_are_accumulated_in_f32(
     num_ranks: int, dtype: torch.dtype, algorithm: str
 ) -> None:
@@ -150,7 +150,7 @@ POISONED_RANK = 1
 def step_with_poison(
     codec: str, algorithm: str, poison: float
 ) -> tuple[list[int], bool, bool, float]:
-    """Return the non-finite elements of the result, two facts on residuals, the next step's books."""
+    """Return non-finite elements of the result, two facts on residuals, the next step's error."""
     num_elements = 5000
     residual = 0.01 * gradient(num_elements, step=7)
     before = residual.clone()

@@ -114,7 +114,7 @@ def test_residual_stays_finite_whatever_the_gradient(name: str, arrays: tuple[F3
 
 @pytest.mark.parametrize("name", CODECS)
 @given(gradients_and_residuals())
-@example((np.float32([np.nan, 2e38, 1]), np.zeros(3, np.float32)))
+@example((np.array([np.nan, 2e38, 1], np.float32), np.zeros(3, np.float32)))
 @settings(max_examples=250)
 def test_delivered_plus_residual_is_gradient_plus_residual_exactly(
     name: str, arrays: tuple[F32, F32]

@@ -30,8 +30,9 @@ TEST_CASE("crc32c equals the portable one at any length, alignment and start") {
   for (int i = 0; i < 1000; ++i) {
     const auto first = static_cast<size_t>(random.below(64));
     // Around the multiples of the three interleaved streams too.
-    const size_t length = i % 2 == 0 ? static_cast<size_t>(random.below(39'000))
-                                     : static_cast<size_t>(3072 * random.below(12) + random.below(20));
+    const size_t length = i % 2 == 0
+                              ? static_cast<size_t>(random.below(39'000))
+                              : static_cast<size_t>(3072 * random.below(12) + random.below(20));
     const auto start = static_cast<uint32_t>(random.next());
     CAPTURE(first);
     CAPTURE(length);

@@ -1,10 +1,9 @@
 // The dense codecs' loops: the same bytes on every instruction set, and nothing lost.
 
-#include "codecs/dense/kernels.h"
-
 #include <cmath>
 #include <string>
 
+#include "codecs/dense/kernels.h"
 #include "doctest.h"
 #include "values.h"
 
@@ -13,7 +12,7 @@ namespace {
 
 using testing::Values;
 
-constexpr int64_t kSizes[] = {0,   1,   2,   3,   5,   15,  16,   17,   63,   255,
+constexpr int64_t kSizes[] = {0,   1,   2,   3,   5,   15,  16,   17,   63,  255,
                               256, 257, 511, 512, 513, 767, 1023, 1025, 4103};
 constexpr std::byte kGuard{0xa5};
 constexpr size_t kGuardBytes = 64;
@@ -32,10 +31,10 @@ struct Outputs {
 };
 
 Outputs encode(const DenseFormat& format, Isa isa, const Inputs& inputs) {
-  Outputs out{std::vector<std::byte>(
-                  static_cast<size_t>(format.section_bytes(inputs.num_elements)) + kGuardBytes,
-                  kGuard),
-              inputs.residual};
+  Outputs out{
+      std::vector<std::byte>(
+          static_cast<size_t>(format.section_bytes(inputs.num_elements)) + kGuardBytes, kGuard),
+      inputs.residual};
   const size_t section_bytes = out.section.size() - kGuardBytes;
   format.encode(isa, inputs.dtype,
                 {inputs.gradient.data(), out.residual.empty() ? nullptr : out.residual.data(),
@@ -51,9 +50,9 @@ std::vector<float> decode(const DenseFormat& format, Isa isa, DType dtype,
                           float factor) {
   const size_t bytes = static_cast<size_t>(num_elements) * dtype_bytes(dtype);
   std::vector<std::byte> out(bytes + kGuardBytes, kGuard);
-  format.decode(isa, dtype,
-                {sections.data(), static_cast<int>(sections.size()), out.data(), factor,
-                 num_elements});
+  format.decode(
+      isa, dtype,
+      {sections.data(), static_cast<int>(sections.size()), out.data(), factor, num_elements});
   for (size_t i = bytes; i < out.size(); ++i) REQUIRE(out[i] == kGuard);
   out.resize(bytes);
   return testing::to_floats(dtype, out);
@@ -81,19 +80,16 @@ void for_each_inputs(const DenseFormat& format, Visit&& visit) {
             CAPTURE(has_residual);
             CAPTURE(has_received);
             ++seed;
-            Inputs inputs{dtype,
-                          testing::to_dtype(dtype, testing::random_values(kind, n, seed)),
-                          {},
-                          {},
-                          n};
+            Inputs inputs{
+                dtype, testing::to_dtype(dtype, testing::random_values(kind, n, seed)), {}, {}, n};
             if (has_residual) inputs.residual = testing::random_values(Values::kTiny, n, seed + 1);
             if (has_residual && seed % 3 != 0) {
               inputs.residual = testing::random_values(Values::kNormal, n, seed + 1);
             }
             if (has_received) {
               Inputs other{DType::kFloat32, {}, {}, {}, n};
-              other.gradient = testing::to_dtype(DType::kFloat32,
-                                                 testing::random_values(kind, n, seed + 2));
+              other.gradient =
+                  testing::to_dtype(DType::kFloat32, testing::random_values(kind, n, seed + 2));
               inputs.received = encode(format, Isa::kBaseline, other).section;
             }
             visit(inputs);
@@ -250,7 +246,8 @@ TEST_CASE("decode sums the sections in order and multiplies by the factor") {
     std::vector<const std::byte*> pointers;
     for (const auto& section : sections) pointers.push_back(section.data());
     for (const DType dtype : testing::kAllDTypes) {
-      const auto actual = decode(format, supported_isas().back(), dtype, pointers, kNumElements, 0.2f);
+      const auto actual =
+          decode(format, supported_isas().back(), dtype, pointers, kNumElements, 0.2f);
       CHECK(testing::same_bits(actual, testing::rounded_to(dtype, sum)));
     }
   }

@@ -100,7 +100,8 @@ void check_f16(float value) {
   const uint16_t bits = float_to_f16(value);
   REQUIRE(std::signbit(f16_to_float(bits)) == std::signbit(value));
   const double rounded = kF16.rounded_magnitude(value);
-  const double expected = rounded > kF16.largest() ? std::numeric_limits<double>::infinity() : rounded;
+  const double expected =
+      rounded > kF16.largest() ? std::numeric_limits<double>::infinity() : rounded;
   REQUIRE(std::fabs(f16_to_float(bits)) == expected);
 }
 

@@ -80,17 +80,16 @@ TEST_CASE("a message that is given up leaves its memory alone") {
 TEST_CASE("the first error of the ranks is thrown") {
   InProcessNetwork network(4);
   Bytes in[4] = {bytes_of(0), bytes_of(0), bytes_of(0), bytes_of(0)};
-  CHECK_THROWS_WITH_AS(testing::run_ranks(network,
-                                          [&](int rank) {
-                                            if (rank == 3) FASTCOMM_FAIL("the reason");
-                                            network.transport(rank)->receive(3, 0, in[rank])->wait();
-                                          }),
-                       doctest::Contains("the reason"), Error);
+  CHECK_THROWS_WITH_AS(
+      testing::run_ranks(network,
+                         [&](int rank) {
+                           if (rank == 3) FASTCOMM_FAIL("the reason");
+                           network.transport(rank)->receive(3, 0, in[rank])->wait();
+                         }),
+      doctest::Contains("the reason"), Error);
 }
 
-TEST_CASE("a world without ranks is an error") {
-  CHECK_THROWS_AS(InProcessNetwork(0), Error);
-}
+TEST_CASE("a world without ranks is an error") { CHECK_THROWS_AS(InProcessNetwork(0), Error); }
 
 }  // namespace
 }  // namespace fastcomm

@@ -55,7 +55,9 @@ TEST_CASE("a difference in any field of label or format names the field and both
   SUBCASE("segment") { label.segment = 0, why = "segment 0, this rank expects 2"; }
   SUBCASE("slice") { label.slice = 12, why = "slice 12, this rank expects 11"; }
   SUBCASE("codec") { format.codec_id = 4, why = "codec id 4, this rank expects 8"; }
-  SUBCASE("parameter") { format.parameter = 256, why = "codec parameter 256, this rank expects 512"; }
+  SUBCASE("parameter") {
+    format.parameter = 256, why = "codec parameter 256, this rank expects 512";
+  }
   SUBCASE("elements") {
     format.num_elements = 999, why = "number of elements 999, this rank expects 1000";
   }
@@ -113,9 +115,7 @@ TEST_CASE("every single flipped bit is refused") {
   check_refused(payload, "it was damaged on the way");
 }
 
-TEST_CASE("an error names the place in the source") {
-  check_refused({}, "payload.cpp:");
-}
+TEST_CASE("an error names the place in the source") { check_refused({}, "payload.cpp:"); }
 
 }  // namespace
 }  // namespace fastcomm

@@ -54,7 +54,7 @@ TEST_CASE("slices cover their segment, all but the last of full size") {
 }
 
 TEST_CASE("schedules are found by name; an unknown name is an error that says it") {
-  for (const Schedule& one : schedules()) CHECK(schedule(one.name).run == one.run);
+  for (const Schedule& one : schedules()) CHECK((schedule(one.name).run == one.run));
   CHECK_THROWS_WITH_AS(schedule("tree"), doctest::Contains("'tree'"), Error);
 }
 

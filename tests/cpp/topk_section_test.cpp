@@ -1,11 +1,10 @@
 // Top-k sections: what is encoded is decoded, the rest stays in the residual, damage is refused.
 
-#include "codecs/sparse/topk.h"
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 
+#include "codecs/sparse/topk.h"
 #include "doctest.h"
 #include "values.h"
 
@@ -16,13 +15,11 @@ using testing::Values;
 
 constexpr int64_t kNumElements = 2 * 65536 + 1003;
 constexpr int64_t kCount = 1321;
-// Offsets of a section's parts; see codecs/sparse/topk.h.
-constexpr size_t kOffsetsBegin = 16;
-constexpr size_t kValuesBegin = kOffsetsBegin + (2 * kCount + 15) / 16 * 16;
+constexpr size_t kOffsetsBegin = 16;  // behind the counts of three sub-blocks
 
 std::vector<std::byte> encode(std::vector<float>& gradient, std::vector<float>& residual,
-                              std::span<const std::byte> received = {},
-                              Isa isa = active_isa(), int64_t k = kCount) {
+                              std::span<const std::byte> received = {}, Isa isa = active_isa(),
+                              int64_t k = kCount) {
   const auto n = static_cast<int64_t>(gradient.size());
   // Two pieces: the index space runs on from one to the next.
   const int64_t cut = n / 3;
@@ -37,7 +34,8 @@ std::vector<std::byte> encode(std::vector<float>& gradient, std::vector<float>& 
 std::vector<float> decode(const std::vector<const std::byte*>& sections, float factor = 1,
                           int64_t n = kNumElements, int64_t k = kCount) {
   std::vector<float> out(static_cast<size_t>(n), testing::kNaN);
-  const TopKDecoder::OutPiece pieces[] = {{out.data(), 100'000}, {out.data() + 100'000, n - 100'000}};
+  const TopKDecoder::OutPiece pieces[] = {{out.data(), 100'000},
+                                          {out.data() + 100'000, n - 100'000}};
   TopKDecoder().decode(active_isa(), DType::kFloat32, pieces, k, factor, sections);
   return out;
 }
@@ -159,7 +157,7 @@ TEST_CASE("malformed sections are refused before they lead out of bounds") {
     why = "entries where at most";
   }
   SUBCASE("an offset beyond the last, short sub-block") {
-    store_u16(kValuesBegin - (kValuesBegin - kOffsetsBegin - 2 * kCount) - 2, 1003);
+    store_u16(kOffsetsBegin + 2 * kCount - 2, 1003);
     why = "offset 1003 in a sub-block of 1003 elements";
   }
   SUBCASE("offsets out of order") {

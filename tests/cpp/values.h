@@ -54,9 +54,9 @@ enum class Values {
   kTiny,       // around the magnitude below which a block's scale is zero, and denormal
   kNonFinite,  // a few Inf and NaN among normal values
 };
-inline constexpr Values kAllValues[] = {
-    Values::kNormal,   Values::kWideRange, Values::kMostlyZero, Values::kHalves,
-    Values::kAllEqual, Values::kTiny,      Values::kNonFinite};
+inline constexpr Values kAllValues[] = {Values::kNormal,   Values::kWideRange, Values::kMostlyZero,
+                                        Values::kHalves,   Values::kAllEqual,  Values::kTiny,
+                                        Values::kNonFinite};
 
 inline float random_value(Values kind, Random& random) {
   switch (kind) {

@@ -1,0 +1,75 @@
+# Each of `make demo` and `make test` works as the only command on a fresh clone: it makes a virtual
+# environment in .venv, installs torch there and builds fastcomm against it. Python sources are used
+# in place; native ones are rebuilt when they have changed.
+
+PYTHON ?= python3
+# The pinned version, as a wheel for CPUs where pip finds one. Another torch, after `make clean`:
+#   make test TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+TORCH ?= torch==2.13.0
+
+# Of `make demo`: EPOCHS=4 is the full run; DATA=digits needs no download; MNIST is the folder of
+# its files, if they are there already.
+WORLD ?= 2
+RATE ?= 100mbit
+DATA ?= auto
+MNIST ?=
+EPOCHS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+NATIVE_SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc -type f)
+CPP_FILES = $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.inl')
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test test-cpp test-python bench lint format clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
+
+demo: $(VENV)/.with-demo  ## train MNIST with and without compression; EPOCHS= WORLD= RATE= DATA= MNIST=
+	$(BIN)/python examples/mnist_ddp.py --compare --world $(WORLD) --rate $(RATE) --data $(DATA) \
+	  $(if $(MNIST),--data-root $(MNIST)) $(if $(EPOCHS),--epochs $(EPOCHS))
+
+test: test-cpp test-python  ## build if needed, run the C++ and then the Python tests
+
+test-cpp: $(VENV)/.with-test  ## the C++ tests (built without torch)
+	$(BIN)/cmake -S . -B build/cpp -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
+	  -DFASTCOMM_PYTHON=OFF -DFASTCOMM_TESTS=ON
+	$(BIN)/cmake --build build/cpp
+	$(BIN)/ctest --test-dir build/cpp --output-on-failure
+
+test-python: $(VENV)/.with-test  ## the Python tests
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/.with-demo  ## seconds per gradient synchronization, side by side with other hooks
+	$(BIN)/python bench/ddp.py
+
+lint: $(VENV)/.with-demo,lint,test  ## check style and types of Python and C++
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	@echo clang-format --dry-run -Werror csrc tests/cpp
+	@$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
+
+format: $(VENV)/.with-demo,lint,test  ## format Python and C++, fix what can be fixed
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+	@echo clang-format -i csrc tests/cpp
+	@$(BIN)/clang-format -i $(CPP_FILES)
+
+clean:  ## remove .venv and everything that was built
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# torch before all else: fastcomm's build asks the installed one how it was built.
+$(VENV)/.with-torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet "scikit-build-core>=0.11" "cmake>=3.22" ninja numpy
+	@touch $@
+
+# fastcomm with the extras that a target needs. The build folder is kept, so that a second set of
+# extras compiles nothing again.
+$(VENV)/.with-%: $(NATIVE_SOURCES) | $(VENV)/.with-torch
+	$(BIN)/python -m pip install --no-build-isolation --editable ".[$*]"
+	@touch $@

@@ -1,0 +1,131 @@
+#pragma once
+// A group of in-process ranks that synchronize a bucket, step after step.
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "codecs/bucket_codec.h"
+#include "collectives/schedules.h"
+#include "ranks.h"
+#include "values.h"
+
+namespace fastcomm::testing {
+
+struct GroupOptions {
+  CodecSpec codec{"int8"};
+  std::string_view schedule = "ring";
+  int world_size = 2;
+  int64_t num_elements = 0;
+  DType dtype = DType::kFloat32;
+  std::vector<Run> runs = {};
+  float factor = 1;
+  int64_t slice_elements = 0;  // 0: as the codec says
+};
+
+// The codec of a bucket with slices of another size, so that small buckets have several, and with
+// a look at each call.
+class SlicedCodec final : public Codec {
+ public:
+  using Observe = std::function<void(std::string_view event, int64_t first_element)>;
+  SlicedCodec(Codec& codec, int64_t slice_elements, Observe observe = nullptr)
+      : codec_(codec), slice_elements_(slice_elements), observe_(std::move(observe)) {}
+
+  BucketShape shape() const override {
+    BucketShape shape = codec_.shape();
+    if (slice_elements_ > 0) shape.slice_elements = slice_elements_;
+    return shape;
+  }
+  int64_t payload_bytes(ElementRange range) const override { return codec_.payload_bytes(range); }
+  void encode(ElementRange range, std::span<const std::byte> received,
+              const MessageLabel& received_label, std::span<std::byte> payload,
+              const MessageLabel& label) override {
+    if (observe_) observe_("encode", range.begin);
+    codec_.encode(range, received, received_label, payload, label);
+  }
+  void decode(ElementRange range, std::span<const std::span<const std::byte>> payloads,
+              std::span<const MessageLabel> labels) override {
+    if (observe_) observe_("decode", range.begin);
+    codec_.decode(range, payloads, labels);
+  }
+
+ private:
+  Codec& codec_;
+  int64_t slice_elements_;
+  Observe observe_;
+};
+
+struct Rank {
+  std::vector<float> result;    // of the last step
+  std::vector<float> residual;  // one per element; cleared by the test: no error feedback
+  Measurements measurements;
+  CodecWorkspace workspace;
+  PayloadBuffers buffers;
+};
+
+class Group {
+ public:
+  explicit Group(GroupOptions options) : options_(std::move(options)) {
+    ranks_.resize(static_cast<size_t>(options_.world_size));
+    for (Rank& rank : ranks_) rank.residual.resize(static_cast<size_t>(options_.num_elements));
+  }
+
+  // One synchronization of gradients[rank], which are representable in the group's dtype.
+  void all_reduce(const std::vector<std::vector<float>>& gradients) {
+    InProcessNetwork network(options_.world_size);
+    run_ranks(network, [&](int rank) {
+      const auto transport = network.transport(rank);
+      run_rank(rank, gradients[static_cast<size_t>(rank)], *transport, {step_, 5});
+    });
+    ++step_;
+  }
+
+  void run_rank(int index, const std::vector<float>& gradient, Transport& transport,
+                ExchangeId id) {
+    Rank& rank = ranks_[static_cast<size_t>(index)];
+    auto memory = to_dtype(options_.dtype, gradient);
+    BucketCodec bucket(
+        options_.codec,
+        {memory.data(), options_.dtype, rank.residual.empty() ? nullptr : rank.residual.data(),
+         options_.num_elements},
+        options_.runs, options_.factor, rank.workspace);
+    SlicedCodec codec(bucket, options_.slice_elements);
+    Exchange exchange(codec, transport, rank.buffers, rank.measurements, id);
+    schedule(options_.schedule).run(exchange);
+    rank.result = to_floats(options_.dtype, memory);
+  }
+
+  const GroupOptions& options() const { return options_; }
+  std::vector<Rank>& ranks() { return ranks_; }
+  Rank& rank(int index) { return ranks_[static_cast<size_t>(index)]; }
+
+ private:
+  GroupOptions options_;
+  std::vector<Rank> ranks_;
+  uint32_t step_ = 0;
+};
+
+inline std::vector<std::vector<float>> random_gradients(const GroupOptions& options, Values kind,
+                                                        uint64_t seed) {
+  std::vector<std::vector<float>> gradients;
+  for (int rank = 0; rank < options.world_size; ++rank) {
+    gradients.push_back(rounded_to(
+        options.dtype,
+        random_values(kind, options.num_elements, seed * 1000 + static_cast<uint64_t>(rank))));
+  }
+  return gradients;
+}
+
+inline const std::vector<CodecSpec>& tested_codecs() {
+  static const std::vector<CodecSpec> specs = [] {
+    std::vector<CodecSpec> all;
+    for (const DenseFormat& format : dense_formats()) all.push_back({std::string(format.name)});
+    all.push_back({"topk", 0.02});
+    return all;
+  }();
+  return specs;
+}
+
+}  // namespace fastcomm::testing

@@ -1,0 +1,119 @@
+// A NaN or Inf on one rank reaches every rank, and no residual is spoilt by it.
+
+#include <algorithm>
+#include <cmath>
+
+#include "all_reduce.h"
+#include "doctest.h"
+
+namespace fastcomm {
+namespace {
+
+using testing::Group;
+using testing::GroupOptions;
+using testing::Values;
+
+constexpr int64_t kNumElements = 3001;
+
+void check_spoilt_element(GroupOptions options, int spoilt_rank, size_t element, float value) {
+  CAPTURE(options.codec.name);
+  CAPTURE(options.schedule);
+  CAPTURE(options.world_size);
+  CAPTURE(static_cast<int>(options.dtype));
+  CAPTURE(spoilt_rank);
+  CAPTURE(element);
+  CAPTURE(value);
+  Group group(options);
+  group.all_reduce(testing::random_gradients(options, Values::kNormal, 1));
+  const float previous = group.rank(spoilt_rank).residual[element];
+  auto gradients = testing::random_gradients(options, Values::kNormal, 2);
+  gradients[static_cast<size_t>(spoilt_rank)][element] = value;
+  group.all_reduce(gradients);
+
+  for (const testing::Rank& rank : group.ranks()) {
+    REQUIRE_FALSE(std::isfinite(rank.result[element]));
+    REQUIRE(testing::same_bits(rank.result, group.rank(0).result));
+    REQUIRE(std::all_of(rank.residual.begin(), rank.residual.end(),
+                        [](float residual) { return std::isfinite(residual); }));
+  }
+  REQUIRE(group.rank(spoilt_rank).residual[element] == previous);
+
+  // The next step is a normal one again.
+  group.all_reduce(testing::random_gradients(options, Values::kNormal, 3));
+  for (const float result : group.rank(0).result) REQUIRE(std::isfinite(result));
+}
+
+TEST_CASE("one element that is not finite is not finite on every rank") {
+  for (const Schedule& schedule : schedules()) {
+    for (const CodecSpec& codec : testing::tested_codecs()) {
+      for (const int world_size : {1, 2, 3, 5}) {
+        for (const DType dtype : testing::kAllDTypes) {
+          GroupOptions options{.codec = codec,
+                               .schedule = schedule.name,
+                               .world_size = world_size,
+                               .num_elements = kNumElements,
+                               .dtype = dtype};
+          for (const size_t element : {size_t{0}, size_t{1500}, size_t{3000}}) {
+            for (int rank = 0; rank < world_size; ++rank) {
+              check_spoilt_element(options, rank, element, testing::kNaN);
+              check_spoilt_element(options, rank, element, testing::kInfinity);
+              check_spoilt_element(options, rank, element, -testing::kInfinity);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("the same for an element of an uncompressed run") {
+  for (const CodecSpec& codec : testing::tested_codecs()) {
+    GroupOptions options{.codec = codec,
+                         .world_size = 3,
+                         .num_elements = kNumElements,
+                         .runs = {{1000, true}, {800, false}, {1201, true}}};
+    check_spoilt_element(options, 1, 1500, testing::kNaN);
+  }
+}
+
+TEST_CASE("opposite infinities on two ranks are not finite on every rank") {
+  for (const Schedule& schedule : schedules()) {
+    for (const CodecSpec& codec : testing::tested_codecs()) {
+      CAPTURE(codec.name);
+      const GroupOptions options{
+          .codec = codec, .schedule = schedule.name, .world_size = 3, .num_elements = kNumElements};
+      Group group(options);
+      auto gradients = testing::random_gradients(options, Values::kNormal, 1);
+      gradients[0][17] = testing::kInfinity;
+      gradients[2][17] = -testing::kInfinity;
+      group.all_reduce(gradients);
+      for (const testing::Rank& rank : group.ranks()) {
+        CHECK_FALSE(std::isfinite(rank.result[17]));
+        CHECK(testing::same_bits(rank.result, group.rank(0).result));
+      }
+    }
+  }
+}
+
+TEST_CASE("a sum that overflows never spoils a residual") {
+  for (const Schedule& schedule : schedules()) {
+    for (const CodecSpec& codec : testing::tested_codecs()) {
+      CAPTURE(codec.name);
+      const GroupOptions options{
+          .codec = codec, .schedule = schedule.name, .world_size = 5, .num_elements = 600};
+      Group group(options);
+      for (int step = 0; step < 3; ++step) {
+        std::vector<std::vector<float>> gradients(5, std::vector<float>(600, 1e38f));
+        group.all_reduce(gradients);
+        for (const testing::Rank& rank : group.ranks()) {
+          CHECK(testing::same_bits(rank.result, group.rank(0).result));
+          CHECK(std::all_of(rank.residual.begin(), rank.residual.end(),
+                            [](float residual) { return std::isfinite(residual); }));
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace fastcomm

@@ -1,0 +1,115 @@
+"""What the hook says it sent is exactly what its codec and schedule must send."""
+
+import math
+
+import pytest
+import ranks
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from training import backward, mlp, register_recorded
+
+import fastcomm
+from fastcomm.codecs import Codec
+
+
+def payload_bytes(codec: Codec, runs: list[tuple[int, bool]], begin: int, end: int) -> int:
+    """Return the size of the payload of elements begin:end of a bucket (docs/wire_format.md)."""
+    header = codec.wire_bytes(0)
+    plain, total, num_sparse, first = fastcomm.Fp32(), header, 0, 0
+    for num_elements, compressed in runs:
+        count = min(end, first + num_elements) - max(begin, first)
+        first += num_elements
+        if count <= 0:
+            continue
+        if compressed and isinstance(codec, fastcomm.TopK):
+            num_sparse += count  # one section for all of them
+        else:
+            total += (codec if compressed else plain).wire_bytes(count) - header
+    return total + codec.wire_bytes(num_sparse) - header
+
+
+def ring_bytes(codec: Codec, runs: list[tuple[int, bool]], num_ranks: int, rank: int) -> int:
+    """Return what a rank sends for a bucket whose segments are one slice each."""
+    num_elements = sum(n for n, _ in runs)
+    block = codec.block_size if isinstance(codec, fastcomm.Int8 | fastcomm.Int4) else 512
+    segment = math.ceil(math.ceil(num_elements / num_ranks) / block) * block
+    total = 0
+    for hop in range(2 * (num_ranks - 1)):
+        begin = min(num_elements, (rank - hop) % num_ranks * segment)
+        end = min(num_elements, begin + segment)
+        total += payload_bytes(codec, runs, begin, end) if begin < end else 0
+    return total
+
+
+def stats_and_expectation(codec_name: str) -> None:
+    num_ranks, rank = dist.get_world_size(), dist.get_rank()
+    codec = fastcomm.codec(codec_name)
+    model = DistributedDataParallel(mlp(width=3001), bucket_cap_mb=1)
+    recorder = register_recorded(model, codec_name)
+    for step in range(3):
+        backward(model, step)
+    stats = recorder.state.stats
+    assert stats.steps == 3
+    num_elements = sum(p.numel() for p in model.parameters())
+    assert stats.num_elements == 3 * num_elements
+    buckets = [bucket for step in recorder.steps for bucket in step]
+    assert len(buckets) > 3, "this test wants several buckets"
+    sizes = [sum(p.numel() for p in bucket) for bucket in buckets]
+    assert stats.raw_bytes == sum(2 * (num_ranks - 1) * n * 4 // num_ranks for n in sizes)
+    is_gathered = isinstance(codec, fastcomm.TopK) and num_ranks == 2  # what "auto" means then
+    expected = 0
+    for bucket in buckets:
+        runs = [(p.numel(), p.dim() > 1 and p.numel() >= 1024) for p in bucket]
+        # Neighbours of a kind share a section.
+        merged: list[tuple[int, bool]] = []
+        for n, compressed in runs:
+            if merged and merged[-1][1] == compressed:
+                merged[-1] = (merged[-1][0] + n, compressed)
+            else:
+                merged.append((n, compressed))
+        if is_gathered:
+            expected += (num_ranks - 1) * payload_bytes(codec, merged, 0, sum(n for n, _ in runs))
+        else:
+            expected += ring_bytes(codec, merged, num_ranks, rank)
+    assert stats.wire_bytes == expected
+    assert stats.ratio == stats.raw_bytes / stats.wire_bytes
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3])
+@pytest.mark.parametrize("codec", ["fp32", "int8", "int4", "topk:0.01"])
+def test_stats_count_every_byte_sent(codec: str, num_ranks: int) -> None:
+    ranks.run(num_ranks, stats_and_expectation, codec)
+
+
+def one_matrix(codec: str) -> tuple[int, float]:
+    model = DistributedDataParallel(nn.Linear(1000, 1000, bias=False))
+    state = fastcomm.register(model, codec)
+    model(torch.randn(4, 1000)).sum().backward()
+    stats = state.stats
+    return stats.wire_bytes, stats.ratio
+
+
+@pytest.mark.parametrize(
+    ("codec", "ratio"), [("fp32", 1), ("int8", 3.98), ("int4", 7.86), ("topk:0.01", 99)]
+)
+def test_two_ranks_send_one_payload_of_the_bucket_each(codec: str, ratio: float) -> None:
+    for wire_bytes, measured_ratio in ranks.run(2, one_matrix, codec):
+        whole = fastcomm.codec(codec).wire_bytes(1_000_000)
+        # The ring sends it in two segments, of two slices each for fp32: some more headers.
+        assert whole <= wire_bytes <= whole + 128
+        assert measured_ratio == pytest.approx(ratio, rel=0.01)
+
+
+def silent_alone() -> fastcomm.Stats:
+    model = DistributedDataParallel(mlp())
+    state = fastcomm.register(model, "int8")
+    backward(model, 0)
+    return state.stats
+
+
+def test_one_rank_alone_sends_nothing() -> None:
+    (stats,) = ranks.run(1, silent_alone)
+    assert (stats.steps, stats.raw_bytes, stats.wire_bytes, stats.ratio) == (1, 0, 0, 1.0)
+    assert stats.num_elements == sum(p.numel() for p in mlp().parameters())
