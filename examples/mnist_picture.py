@@ -40,7 +40,7 @@ _STYLES = {
 # Heading, key in the results, factor to the heading's unit, format.
 _COLUMNS = (
     ("time to\n99 %\ns", "seconds_to_target", 1.0, "{:.1f}"),
-    ("sent a step\nand rank\nkB", "wire_bytes_per_step", 1e-3, "{:,.1f}"),
+    ("sent a step\nand rank\nkB", "wire_bytes_per_step", 1e-3, "{:,.0f}"),
     ("time of\na step\nms", "step_time_median_ms", 1.0, "{:.0f}"),
 )
 _COUNTED_BY = {
@@ -166,8 +166,9 @@ def _spread(values: list[float], form: str, num_runs: int) -> str:
     if not values:
         return "-"
     lines = [form.format(statistics.fmean(values))]
-    if num_runs > 1:
-        lines.append(f"{form.format(min(values))}-{form.format(max(values))}")
+    low, high = form.format(min(values)), form.format(max(values))
+    if low != high:
+        lines.append(f"{low}-{high}")
     if len(values) < num_runs:
         lines.append(f"{len(values)} of {num_runs}")
     return "\n".join(lines)

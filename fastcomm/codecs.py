@@ -40,6 +40,8 @@ class Codec:
 
     def wire_bytes(self, num_elements: int) -> int:
         """Return the size in bytes of a payload of ``num_elements`` elements, header included."""
+        if num_elements < 0:
+            raise ArgumentError(f"num_elements {num_elements} is negative; pass tensor.numel()")
         return _C.payload_bytes(self.spec, num_elements)
 
     def encode(self, tensor: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
@@ -74,9 +76,11 @@ class Codec:
         Raises:
             PayloadError: if the payload is damaged, truncated, or of another codec or size.
         """
-        if payload.dtype != torch.uint8 or not payload.is_contiguous():
+        is_tensor = isinstance(payload, torch.Tensor)
+        if not is_tensor or payload.dtype != torch.uint8 or not payload.is_contiguous():
             raise ArgumentError(
-                f"payload must be a contiguous uint8 tensor, got {payload.dtype}; "
+                "payload must be a contiguous uint8 tensor, got "
+                f"{payload.dtype if is_tensor else type(payload).__name__}; "
                 "pass what encode() returned"
             )
         if out is None:
@@ -183,6 +187,11 @@ def codec(name: str | Codec) -> Codec:
     """
     if isinstance(name, Codec):
         return name
+    if not isinstance(name, str):
+        raise ArgumentError(
+            f"codec must be a name or a fastcomm.Codec, got {type(name).__name__}; "
+            'use for instance codec="int8"'
+        )
     base, _, parameter = name.partition(":")
     if base == TopK.name:
         try:

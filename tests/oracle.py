@@ -155,7 +155,8 @@ SYMMETRIC = {
 
 
 def encode_fp32(value: F32, previous: F32) -> tuple[bytes, F32]:
-    return pad(value.tobytes()), np.where(np.isfinite(value), np.float32(0), previous)
+    codes = np.where(np.isnan(value), np.uint32(0x7FC00000), value.view(np.uint32))
+    return pad(codes.tobytes()), np.where(np.isfinite(value), np.float32(0), previous)
 
 
 def encode_bf16(value: F32, previous: F32) -> tuple[bytes, F32]:

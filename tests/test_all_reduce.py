@@ -1,12 +1,12 @@
 """all_reduce on real processes: its result, and the invariants of the error-feedback schedules."""
 
 import pytest
-import ranks
 import torch
 import torch.distributed as dist
-from ledger import conservation_error, digest, gradient, sum_over_ranks
 
 import fastcomm
+import ranks
+from ledger import conservation_error, digest, gradient, sum_over_ranks
 
 CODECS = ("fp32", "bf16", "int8", "int4", "topk:0.01", "topk:0.3")
 ALGORITHMS = ("ring", "gather")

@@ -4,12 +4,12 @@ import gc
 import weakref
 
 import pytest
-import ranks
 import torch
 import torch.distributed as dist
-from ledger import gradient, sum_over_ranks
 
 import fastcomm
+import ranks
+from ledger import gradient, sum_over_ranks
 
 # (size, codec, algorithm) of exchanges that are in flight together, large and small mixed.
 EXCHANGES = (

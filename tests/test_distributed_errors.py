@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ranks
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from training import backward, mlp
 
 import fastcomm
+import ranks
+from training import backward, mlp
 
 
 def caught(error: type[BaseException], function: Callable[[], object]) -> str:

@@ -5,10 +5,12 @@ import math
 from typing import Any
 
 import pytest
-import ranks
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+
+import fastcomm
+import ranks
 from training import (
     CLASSES,
     backward,
@@ -18,8 +20,6 @@ from training import (
     mlp,
     residuals,
 )
-
-import fastcomm
 
 COMPRESSED = ("bf16", "int8", "int4", "topk:0.05")
 

@@ -3,15 +3,15 @@
 import math
 
 import pytest
-import ranks
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from training import backward, mlp, register_recorded
 
 import fastcomm
+import ranks
 from fastcomm.codecs import Codec
+from training import backward, mlp, register_recorded
 
 
 def payload_bytes(codec: Codec, runs: list[tuple[int, bool]], begin: int, end: int) -> int:

@@ -4,14 +4,14 @@ import copy
 from typing import Any
 
 import pytest
-import ranks
 import torch
 import torch.distributed as dist
-from ledger import digest
 from torch.nn.parallel import DistributedDataParallel
-from training import backward, conserving_step, loss_of, mlp, register_recorded, residuals
 
 import fastcomm
+import ranks
+from ledger import digest
+from training import backward, conserving_step, loss_of, mlp, register_recorded, residuals
 
 
 def train(

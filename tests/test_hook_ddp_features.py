@@ -3,12 +3,14 @@
 from typing import Any
 
 import pytest
-import ranks
 import torch
 import torch.distributed as dist
-from ledger import digest
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+import fastcomm
+import ranks
+from ledger import digest
 from training import (
     backward,
     batch,
@@ -19,8 +21,6 @@ from training import (
     register_recorded,
     residuals,
 )
-
-import fastcomm
 
 
 def differences(model: nn.Module, expected: dict[str, torch.Tensor]) -> float:

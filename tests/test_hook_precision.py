@@ -1,14 +1,14 @@
 """The hook with autocast, GradScaler, and models in half precision."""
 
 import pytest
-import ranks
 import torch
 import torch.distributed as dist
-from ledger import digest
 from torch.nn.parallel import DistributedDataParallel
-from training import backward, batch, conserving_step, loss_of, mlp, residuals
 
 import fastcomm
+import ranks
+from ledger import digest
+from training import backward, batch, conserving_step, loss_of, mlp, residuals
 
 CODECS = ("fp32", "bf16", "int8", "int4", "topk:0.05")
 

@@ -5,14 +5,14 @@ import sys
 import threading
 
 import pytest
-import ranks
 import torch
 import torch.distributed as dist
-from ledger import gradient
 from torch.nn.parallel import DistributedDataParallel
-from training import Recorder, loss_of, mlp, register_recorded
 
 import fastcomm
+import ranks
+from ledger import gradient
+from training import Recorder, loss_of, mlp, register_recorded
 
 # Only a failing test waits so long.
 PATIENCE_SECONDS = 40.0

@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
-from ledger import conservation_error
 from torch import nn
+from torch.distributed import GradBucket  # type: ignore[attr-defined]  # torch's stubs lack it
 from torch.nn.parallel import DistributedDataParallel
 
 import fastcomm
+from ledger import conservation_error
 
 FEATURES = 60
 CLASSES = 10
@@ -106,9 +107,7 @@ class Recorder:
         return [[tuple(p.shape) for p in bucket] for bucket in self.steps[step]]
 
 
-def recording_hook(
-    recorder: Recorder, bucket: dist.GradBucket
-) -> torch.futures.Future[torch.Tensor]:
+def recording_hook(recorder: Recorder, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
     """Compress a bucket and remember it."""
     if recorder.starts_step:
         recorder.steps.append([])

@@ -85,14 +85,14 @@ void check_payload(std::span<const std::byte> payload, const MessageLabel& label
   require_equal("checksum", checksum_of(payload), header.checksum,
                 "it was damaged on the way; check the network and memory of this host");
   require_equal("codec id", header.codec_id, format.codec_id, "use the same codec on every rank");
+  require_equal("number of elements", header.num_elements, format.num_elements,
+                "call with the same tensor size on every rank");
   require_equal("codec parameter", header.parameter, format.parameter,
                 "use the same codec parameters on every rank");
   require_equal("step", header.step, label.step,
                 "the ranks are out of step; call every synchronization on every rank");
   require_equal("bucket", header.bucket, label.bucket,
                 "the ranks are out of step; build the same model on every rank");
-  require_equal("number of elements", header.num_elements, format.num_elements,
-                "call with the same tensor size on every rank");
   require_equal("segment", header.segment, label.segment, "use the same algorithm on every rank");
   require_equal("slice", header.slice, label.slice, "messages were repeated or reordered");
 }

@@ -32,16 +32,16 @@ FASTCOMM_HOST_DEVICE float bf16_to_float(uint16_t bits) {
   return bits_float(static_cast<uint32_t>(bits) << 16);
 }
 
-// Round half to even; NaN stays NaN, Inf stays Inf, a finite value never becomes Inf.
+// Round half to even; every NaN becomes 0x7fc0 (processors differ in the sign of theirs), Inf stays
+// Inf, and a finite value never becomes Inf.
 FASTCOMM_HOST_DEVICE uint16_t float_to_bf16(float value) {
   const uint32_t bits = float_bits(value);
   const uint32_t magnitude = bits & kMagnitudeMask;
   const uint32_t sign = (bits >> 16) & 0x8000u;
   const uint32_t rounded = (magnitude + 0x7fffu + ((magnitude >> 16) & 1u)) >> 16;
   const uint32_t saturated = rounded < 0x7f7fu ? rounded : 0x7f7fu;
-  const uint32_t non_finite = select_word(magnitude > kInfinityBits, 0x7fc0u, 0x7f80u);
-  return static_cast<uint16_t>(sign |
-                               select_word(magnitude < kInfinityBits, saturated, non_finite));
+  const uint32_t number = sign | select_word(magnitude < kInfinityBits, saturated, 0x7f80u);
+  return static_cast<uint16_t>(select_word(magnitude > kInfinityBits, 0x7fc0u, number));
 }
 
 FASTCOMM_HOST_DEVICE float f16_to_float(uint16_t bits) {

@@ -15,7 +15,8 @@ struct Fp32 {
 
   FASTCOMM_HOST_DEVICE static uint16_t wire_scale(uint32_t) { return 0; }
   FASTCOMM_HOST_DEVICE static uint32_t quantize(float value, BlockScale) {
-    return float_bits(value);
+    // One NaN for all processors, which differ in the sign of theirs.
+    return magnitude_bits(value) > kInfinityBits ? 0x7fc00000u : float_bits(value);
   }
   FASTCOMM_HOST_DEVICE static float dequantize(uint32_t code, BlockScale) {
     return bits_float(code);

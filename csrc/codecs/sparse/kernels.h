@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "core/dtype.h"
 #include "core/isa.h"
@@ -12,12 +13,18 @@ namespace fastcomm {
 // Where candidates go. Full-vector stores may overwrite up to kCandidateSlack entries past the
 // last one, so that the arrays must have room for capacity + kCandidateSlack.
 inline constexpr int64_t kCandidateSlack = 64;
+struct IndexedValue {
+  uint32_t index;
+  float value;
+};
+
 struct CandidateBuffer {
   uint32_t* indices;
   float* values;
   int64_t capacity;
-  int64_t count = 0;           // how many were found; beyond `capacity` they are not stored
-  int64_t num_non_finite = 0;  // elements (candidates too) that are not finite; a lower bound
+  int64_t count;  // how many were found; beyond `capacity` they are not stored
+  // The elements that are not finite: candidates too, but the residual does not hold them.
+  std::vector<IndexedValue>* non_finite;
 };
 
 struct AccumulateArguments {

@@ -35,7 +35,13 @@ FASTCOMM_LOOPS_TARGET void accumulate_piece(const AccumulateArguments& arguments
         absmax = magnitude_bits(value) > absmax ? magnitude_bits(value) : absmax;
       }
     }
-    candidates.num_non_finite += absmax >= kInfinityBits;
+    if (absmax >= kInfinityBits) {
+      for (int i = 0; i < count; ++i) {
+        if (is_finite(stash[i])) continue;
+        candidates.non_finite->push_back(
+            {arguments.first_index + static_cast<uint32_t>(first + i), stash[i]});
+      }
+    }
     FASTCOMM_APPEND_CANDIDATES(stash, count, arguments.first_index + static_cast<uint32_t>(first),
                                arguments.threshold_bits, candidates);
   }

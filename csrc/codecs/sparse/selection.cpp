@@ -99,7 +99,8 @@ void TopKSelection::run(Isa isa, DType dtype, std::span<const TopKPiece> pieces,
     values_.resize(indices_.size());
   }
 
-  CandidateBuffer candidates{indices_.data(), values_.data(), capacity};
+  non_finite_.clear();
+  CandidateBuffer candidates{indices_.data(), values_.data(), capacity, 0, &non_finite_};
   uint32_t first_index = 0;
   for (const TopKPiece& piece : pieces) {
     topk_kernels(isa).accumulate(
@@ -108,9 +109,17 @@ void TopKSelection::run(Isa isa, DType dtype, std::span<const TopKPiece> pieces,
     first_index += static_cast<uint32_t>(piece.num_elements);
   }
 
-  const bool misjudged = candidates.count > capacity || (candidates.count < k && threshold > 1);
-  if (misjudged || candidates.num_non_finite > 0 || !forced.empty()) {
-    select_everywhere(dtype, pieces, k, forced);
+  const bool is_misjudged = candidates.count > capacity || (candidates.count < k && threshold > 1);
+  if (is_misjudged || !non_finite_.empty() || !forced.empty()) {
+    for (uint32_t index : forced) {
+      non_finite_.push_back({index, std::numeric_limits<float>::quiet_NaN()});
+    }
+    // An element that is both comes twice, NaN first: the second is skipped.
+    std::stable_sort(non_finite_.begin(), non_finite_.end(), [](const auto& a, const auto& b) {
+      return a.index != b.index ? a.index < b.index
+                                : magnitude_bits(a.value) > magnitude_bits(b.value);
+    });
+    select_everywhere(dtype, pieces, k);
   } else {
     count_ = static_cast<size_t>(candidates.count);
     refine(k);
@@ -136,25 +145,18 @@ void TopKSelection::refine(int64_t k) {
   count_ = kept;
 }
 
-// Runs after the pass: the residual, where there is one, already holds the finite values, and the
-// previous residual where the value is not finite.
-void TopKSelection::select_everywhere(DType dtype, std::span<const TopKPiece> pieces, int64_t k,
-                                      std::span<const uint32_t> forced) {
+// Runs after the pass: the residual, where there is one, already holds the values that are finite.
+void TopKSelection::select_everywhere(DType dtype, std::span<const TopKPiece> pieces, int64_t k) {
   auto for_each_element = [&](auto&& visit) {
     uint32_t index = 0;
-    auto next_forced = forced.begin();
+    auto special = non_finite_.begin();
     for (const TopKPiece& piece : pieces) {
       for (int64_t i = 0; i < piece.num_elements; ++i, ++index) {
-        const float gradient = value_at(dtype, piece, i);
-        if (next_forced != forced.end() && *next_forced == index) {
-          ++next_forced;
-          visit(index, std::numeric_limits<float>::quiet_NaN());
-        } else if (piece.residual == nullptr) {
-          visit(index, gradient);
-        } else if (!is_finite(gradient) || !is_finite(gradient + piece.residual[i])) {
-          visit(index, gradient + piece.residual[i]);
+        while (special != non_finite_.end() && special->index < index) ++special;
+        if (special != non_finite_.end() && special->index == index) {
+          visit(index, special->value);
         } else {
-          visit(index, piece.residual[i]);
+          visit(index, piece.residual != nullptr ? piece.residual[i] : value_at(dtype, piece, i));
         }
       }
     }

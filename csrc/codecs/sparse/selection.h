@@ -42,11 +42,11 @@ class TopKSelection {
 
  private:
   void refine(int64_t k);
-  void select_everywhere(DType dtype, std::span<const TopKPiece> pieces, int64_t k,
-                         std::span<const uint32_t> forced);
+  void select_everywhere(DType dtype, std::span<const TopKPiece> pieces, int64_t k);
 
   std::vector<uint32_t> indices_;
   std::vector<float> values_;
+  std::vector<IndexedValue> non_finite_;  // in order of the index
   std::vector<uint32_t> histogram_;
   size_t count_ = 0;
 };
