@@ -23,11 +23,12 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from rich.console import Console
+from rich.markup import escape
+
 from mnist_data import default_folder, prepare_mnist
 from mnist_picture import draw_picture, print_table
 from mnist_report import Row
-from rich.console import Console
-from rich.markup import escape
 
 # The link belongs to the benchmarks, which are scripts and no package.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))

@@ -14,10 +14,11 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import LogLocator, NullFormatter
-from mnist_report import Row
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+from mnist_report import Row
 
 Floats = npt.NDArray[np.float64]
 
@@ -39,27 +40,28 @@ _STYLES = {
 }
 # Heading, key in the results, factor to the heading's unit, format.
 _COLUMNS = (
-    ("time to\n99 %\ns", "seconds_to_target", 1.0, "{:.1f}"),
-    ("sent a step\nand rank\nkB", "wire_bytes_per_step", 1e-3, "{:,.0f}"),
-    ("time of\na step\nms", "step_time_median_ms", 1.0, "{:.0f}"),
+    ("seconds\nto\n99 %", "seconds_to_target", 1.0, "{:.1f}"),
+    ("kB a step\nsent by\na rank", "wire_bytes_per_step", 1e-3, "{:,.0f}"),
+    ("ms\na step", "step_time_median_ms", 1.0, "{:.0f}"),
 )
 _COUNTED_BY = {
     "interface": "counted by the network interface",
     "fastcomm": "counted by fastcomm",
     "computed": "computed",
 }
+_TICKS_PERCENT = (50, 80, 90, 95, 98, 99, 99.5, 99.8, 100)
 _SPARE_STYLES = (("#56B4E9", "X"), ("#999999", "*"), ("#F0E442", "h"), ("#7F4F24", "<"))
 
 
 def print_table(console: Console, runs: list[Row], failed: dict[str, str]) -> None:
     """Print one line per method; of several seeds the mean and the range."""
     title = _headline(runs) if runs else None
-    table = Table(title=title, title_style="bold", box=box.SIMPLE_HEAD)
+    table = Table(title=title, title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("method", no_wrap=True)
-    table.add_column("best\naccuracy\n%", justify="right")
-    for name, _, _, _ in _COLUMNS:
-        table.add_column(name, justify="right")
-        table.add_column("ratio", justify="right")
+    table.add_column("% best\ntest\naccuracy", justify="right", no_wrap=True)
+    for heading, _, _, _ in _COLUMNS:
+        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column("ratio", justify="right", no_wrap=True)
     by_method = _by_method(runs)
     baseline = by_method.get(BASELINE, [])
     for method, its_runs in by_method.items():
@@ -113,10 +115,12 @@ def _set_axes(axes: Any, rows: list[Row]) -> None:
     accuracy, loss = axes[0][0], axes[1][0]
     # The distance to 100 % on a logarithmic axis gives the last percents room.
     accuracy.set_yscale("function", functions=(_from_percent, _to_percent))
-    best = max(row["test_accuracy_percent"] for row in rows)
-    ticks = [tick for tick in (50, 80, 90, 95, 98, 99, 99.5, 99.8) if tick < best + 0.3]
+    accuracies = [row["test_accuracy_percent"] for row in rows]
+    lowest = max((tick for tick in _TICKS_PERCENT if tick <= min(accuracies)), default=50)
+    highest = min(tick for tick in _TICKS_PERCENT if tick >= max(accuracies))
+    ticks = [tick for tick in _TICKS_PERCENT if lowest <= tick <= highest]
     accuracy.set_yticks(ticks, [f"{tick:g} %" for tick in ticks])
-    accuracy.set_ylim(50, 100 - 0.8 * (100 - best))
+    accuracy.set_ylim(lowest, 100 - 0.9 * (100 - highest))
     accuracy.set_ylabel("test accuracy")
     loss.set_yscale("log")
     loss.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
