@@ -71,5 +71,6 @@ $(VENV)/.with-torch:
 # fastcomm with the extras that a target needs. The build folder is kept, so that a second set of
 # extras compiles nothing again.
 $(VENV)/.with-%: $(NATIVE_SOURCES) | $(VENV)/.with-torch
-	$(BIN)/python -m pip install --no-build-isolation --editable ".[$*]"
+	@echo "building fastcomm, which takes a minute or two the first time"
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[$*]"
 	@touch $@

@@ -49,7 +49,7 @@ _COUNTED_BY = {
     "fastcomm": "counted by fastcomm",
     "computed": "computed",
 }
-_TICKS_PERCENT = (50, 80, 90, 95, 98, 99, 99.5, 99.8, 100)
+_TICKS_PERCENT = (50, 70, 80, 90, 95, 97, 98, 99, 99.5, 99.8, 100)
 _SPARE_STYLES = (("#56B4E9", "X"), ("#999999", "*"), ("#F0E442", "h"), ("#7F4F24", "<"))
 
 

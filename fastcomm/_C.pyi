@@ -1,7 +1,7 @@
 """The native module; csrc/bindings/module.cpp."""
 
 from torch import Tensor
-from torch.distributed import ProcessGroup
+from torch._C._distributed_c10d import Backend
 from torch.futures import Future
 
 TOPK_LARGEST_SPARSE_DENSITY: float
@@ -25,7 +25,7 @@ class BucketPlan:
     def __init__(self, codec: CodecSpec, runs: list[tuple[int, bool]], algorithm: str) -> None: ...
 
 class Communicator:
-    def __init__(self, process_group: ProcessGroup, num_lanes: int) -> None: ...
+    def __init__(self, backend: Backend | None, num_lanes: int) -> None: ...
     def all_reduce(
         self,
         bucket: Tensor,

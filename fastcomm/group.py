@@ -1,6 +1,6 @@
-"""A connected group of ranks: its own process group, native threads, and the handshake.
+"""A connected group of ranks: its own backend, native threads, and the handshake.
 
-The ring uses a process group of its own and only point-to-point calls, so that its messages can
+The ring uses a backend of its own and only point-to-point calls, so that its messages can
 never be confused with the user's, whichever threads they come from.
 """
 
@@ -9,18 +9,20 @@ from __future__ import annotations
 import atexit
 import json
 import weakref
-from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import Backend, PrefixStore, Store
 
 from fastcomm import _C
 from fastcomm.codecs import Codec
-from fastcomm.errors import ArgumentError, MismatchError
+from fastcomm.errors import ArgumentError, Error, MismatchError
 
 # Exchanges in flight at a time: one encodes while another is on the wire.
 NUM_LANES = 2
 
+# How many connections each process group has so far: the same on all of its ranks.
+_num_connections: weakref.WeakKeyDictionary[dist.ProcessGroup, int] = weakref.WeakKeyDictionary()
 _open_groups: weakref.WeakSet[ConnectedGroup] = weakref.WeakSet()
 
 
@@ -34,17 +36,14 @@ class ConnectedGroup:
         self.rank = process_group.rank()
         self.world_size = process_group.size()
         self._num_handshakes = 0
-        self._own_group: dist.ProcessGroup | None = None
+        self._store: Store | None = None
+        backend: Backend | None = None
         if self.world_size > 1:
-            backend = _cpu_backend(process_group)
-            self._own_group = dist.new_group(
-                ranks=dist.get_process_group_ranks(process_group),
-                timeout=backend.options._timeout,
-                backend=backend.name(),
-                use_local_synchronization=True,
-                group_desc="fastcomm",
-            )
-        self._communicator = _C.Communicator(self._own_group or process_group, NUM_LANES)
+            index = _num_connections.get(process_group, 0)
+            _num_connections[process_group] = index + 1
+            self._store = PrefixStore(f"fastcomm/{index}", process_group.get_group_store())
+            backend = _make_backend(process_group, self._store)
+        self._communicator = _C.Communicator(backend, NUM_LANES)
         _open_groups.add(self)
 
     def check_agreement(self, settings: dict[str, str]) -> None:
@@ -52,14 +51,14 @@ class ConnectedGroup:
 
         Raises:
             MismatchError: on every rank, with the same message, if any rank differs.
+            Error: if a rank does not answer within the group's timeout.
         """
-        if self._own_group is None:
+        if self._store is None:
             return
-        store = self._own_group.get_group_store()
-        prefix = f"fastcomm/handshake/{self._num_handshakes}"
+        prefix = f"handshake/{self._num_handshakes}"
         self._num_handshakes += 1
-        store.set(f"{prefix}/{self.rank}", json.dumps(settings))
-        of_rank = [json.loads(store.get(f"{prefix}/{rank}")) for rank in range(self.world_size)]
+        self._store.set(f"{prefix}/{self.rank}", json.dumps(settings))
+        of_rank = [self._answer(f"{prefix}/{rank}", rank) for rank in range(self.world_size)]
         differing = [key for key in settings if len({str(s.get(key)) for s in of_rank}) > 1]
         if differing:
             rows = [
@@ -70,6 +69,18 @@ class ConnectedGroup:
                 f"the ranks disagree on {' and '.join(differing)}; "
                 "use the same on every rank:\n" + "\n".join(rows)
             )
+
+    def _answer(self, key: str, rank: int) -> dict[str, str]:
+        assert self._store is not None
+        try:
+            answer: dict[str, str] = json.loads(self._store.get(key))
+        except RuntimeError as error:
+            raise Error(
+                f"rank {rank} of the process group did not compare settings with rank {self.rank}: "
+                "it has ended, or it does something else; make the same calls on every rank "
+                f"({error})"
+            ) from error
+        return answer
 
     def all_reduce(
         self,
@@ -109,15 +120,27 @@ def choose_algorithm(algorithm: str, codec: Codec, world_size: int) -> str:
     return "gather" if world_size <= 2 or density < 0.005 else "ring"
 
 
-def _cpu_backend(process_group: dist.ProcessGroup) -> Any:
+def _make_backend(process_group: dist.ProcessGroup, store: Store) -> Backend:
+    """Return a new backend over the ranks of ``process_group``, of the kind it uses for the CPU."""
     try:
-        return process_group._get_backend(torch.device("cpu"))
+        given = process_group._get_backend(torch.device("cpu"))
     except RuntimeError:
         raise ArgumentError(
             f"the process group ({dist.get_backend(process_group)}) cannot send CPU tensors, and "
             "this fastcomm was built for the CPU only; use "
             'torch.distributed.init_process_group("gloo")'
         ) from None
+    timeout = given.options._timeout
+    if given.name() == "gloo":
+        # Not dist.new_group: it takes all ranks of the job, or (with use_local_synchronization)
+        # names the group after how many groups this rank has, which differs between ranks.
+        return dist.ProcessGroupGloo(
+            store, process_group.rank(), process_group.size(), timeout=timeout
+        )
+    ranks = dist.get_process_group_ranks(process_group)
+    group = dist.new_group(ranks, timeout, given.name(), use_local_synchronization=True)
+    backend: Backend = group._get_backend(torch.device("cpu"))
+    return backend
 
 
 def _close_all() -> None:

@@ -1,6 +1,8 @@
 """The DDP communication hook, its state, and the one-line registration."""
 
 # No "from __future__ import annotations" here: register_comm_hook inspects the hook's annotations.
+import contextlib
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,11 +60,12 @@ class HookState:
         self.min_compress_elements = min_compress_elements
         self.warmup_steps = warmup_steps or 0
         self.error_feedback = error_feedback
+        # Residuals of fp32 are zero; only a checkpoint can bring some to be delivered.
         self._residuals = ResidualStore(
-            self._is_compressed,
-            keeps_residuals=error_feedback and (self.codec.loses_bits or self.warmup_steps > 0),
+            self._is_compressed, error_feedback, starts_empty=not self.codec.loses_bits
         )
         self._group: ConnectedGroup | None = None
+        self._is_agreed = False
         self._flush_requested = False
         self._flushing = False
         self._step = 0
@@ -78,10 +81,11 @@ class HookState:
         Raises:
             MismatchError: if the ranks use different settings.
         """
-        if self._group is not None:
+        if self._is_agreed:
             return
-        group = ConnectedGroup(self.process_group)
-        group.check_agreement(
+        if self._group is None:
+            self._group = ConnectedGroup(self.process_group)
+        self._group.check_agreement(
             {
                 "codec": str(self.codec),
                 "algorithm": self.algorithm,
@@ -89,7 +93,7 @@ class HookState:
                 "warmup_steps": str(self.warmup_steps),
             }
         )
-        self._group = group
+        self._is_agreed = True
 
     def attach(self, module: torch.nn.Module) -> None:
         """Tell the state the names of a model's parameters, which ``state_dict`` uses."""
@@ -107,8 +111,7 @@ class HookState:
         check_tensor(buffer, "the gradient bucket")
         world_size = self._group.world_size
         if self._bucket_in_step == 0:
-            self._flushing = self._flush_requested
-            self._flush_requested = False
+            self._begin_step()
         codec = self._codec_of_step()
         layout = self._residuals.layout(bucket.parameters())
         if not layout.is_agreed:
@@ -126,9 +129,23 @@ class HookState:
         self._raw_bytes += 2 * (world_size - 1) * buffer.numel() * buffer.itemsize // world_size
         self._bucket_in_step += 1
         if bucket.is_last():
+            self._end_step(self._step)
+        return future
+
+    def _begin_step(self) -> None:
+        self._flushing = self._flush_requested
+        self._flush_requested = False
+        # With static_graph and parameters of several dtypes no bucket of the first step says that
+        # it is the last one; the end of the backward pass does.
+        with contextlib.suppress(RuntimeError):  # not in a backward pass: DDP's join()
+            torch.autograd.Variable._execution_engine.queue_callback(
+                functools.partial(self._end_step, self._step)
+            )
+
+    def _end_step(self, step: int) -> None:
+        if self._step == step:
             self._step += 1
             self._bucket_in_step = 0
-        return future
 
     @property
     def stats(self) -> Stats:
@@ -154,7 +171,12 @@ class HookState:
     def state_dict(self) -> dict[str, Any]:
         """Return this rank's state: its step, world size, and residuals by parameter name.
 
-        Call it between steps, and save one for each rank.
+        Call it between steps, and save one for each rank. Training then goes on as if it had not
+        stopped: bit by bit where DDP forms the same buckets again, else (a new DDP model starts
+        with one bucket) up to how elements fall into blocks.
+
+        Raises:
+            ArgumentError: if the parameters have no names yet; see :meth:`attach`.
         """
         return {
             "step": self._step,
@@ -172,7 +194,9 @@ class HookState:
                 so that their sum over all ranks is conserved.
 
         Raises:
-            ArgumentError: if a single state of another world size is given, or of another model.
+            ArgumentError: if a single state of another world size is given, or of another model,
+                if the parameters have no names yet (see :meth:`attach`), or if there are residuals
+                but ``error_feedback`` is off.
         """
         world_size = self.process_group.size()
         if isinstance(state_dict, dict):
@@ -215,6 +239,8 @@ def compress_hook(state: HookState, bucket: GradBucket) -> torch.futures.Future[
         return state.synchronize(bucket)
     except Error as error:
         return _C.failed_future(type(error).__name__, str(error))
+    except Exception as error:
+        return _C.failed_future(Error.__name__, f"{type(error).__name__}: {error}")
 
 
 def register(

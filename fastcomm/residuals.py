@@ -47,13 +47,18 @@ class ResidualStore:
     """Residuals by parameter, laid out bucket by bucket."""
 
     def __init__(
-        self, is_compressed: Callable[[torch.Tensor], bool], keeps_residuals: bool
+        self,
+        is_compressed: Callable[[torch.Tensor], bool],
+        error_feedback: bool,
+        starts_empty: bool,
     ) -> None:
         self._is_compressed = is_compressed
-        self._keeps_residuals = keeps_residuals
+        self._error_feedback = error_feedback
+        self._keeps_residuals = error_feedback and not starts_empty
         self._layouts: dict[tuple[int, ...], BucketLayout] = {}
         self._views: dict[int, torch.Tensor] = {}  # residual of a parameter, by its id
         self._names: dict[int, str] = {}
+        self._num_elements: dict[str, int] = {}  # of a parameter, by its name
         self._loaded: dict[str, torch.Tensor] = {}  # from a checkpoint, not yet in a bucket
 
     def layout(self, parameters: list[torch.Tensor]) -> BucketLayout:
@@ -79,8 +84,8 @@ class ResidualStore:
                 parameters, torch.split(residual, [p.numel() for p in parameters]), strict=True
             ):
                 previous = self._views.get(id(parameter))
-                if previous is None and id(parameter) in self._names:
-                    previous = self._loaded.pop(self._names[id(parameter)], None)
+                if previous is None:
+                    previous = self._loaded.pop(self._names.get(id(parameter), ""), None)
                 if previous is not None:
                     view.copy_(previous.reshape(-1))
                 self._views[id(parameter)] = view
@@ -92,20 +97,12 @@ class ResidualStore:
         """Learn the names of a model's parameters (without DDP's ``module.`` prefix)."""
         for name, parameter in module.named_parameters():
             self._names[id(parameter)] = name.removeprefix("module.")
-
-    def zero(self) -> None:
-        """Forget every residual."""
-        self._loaded.clear()
-        for view in self._views.values():
-            view.zero_()
+            self._num_elements[name.removeprefix("module.")] = parameter.numel()
 
     def named_residuals(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield (parameter name, residual of shape (numel,)) of every parameter seen so far."""
-        if not self._names and self._views:
-            raise ArgumentError(
-                "the parameters have no names yet; use fastcomm.register(ddp_model), or call "
-                "state.attach(ddp_model) once"
-            )
+        """Yield (parameter name, residual of shape (num_elements,)) of every parameter seen."""
+        if self._views:
+            self._require_names()
         for identity, view in self._views.items():
             yield self._names[identity], view
         yield from self._loaded.items()
@@ -114,18 +111,33 @@ class ResidualStore:
         """Replace every residual; parameters that are not mentioned start from zero.
 
         Raises:
-            ArgumentError: if a residual is not of its parameter's size.
+            ArgumentError: if a residual is not of its parameter's size, if the parameters have no
+                names, or if there is no error feedback to deliver the residuals.
         """
-        self.zero()
-        pending = {name.removeprefix("module."): r.float() for name, r in residuals.items()}
-        for identity, view in self._views.items():
-            loaded = pending.pop(self._names.get(identity, ""), None)
-            if loaded is None:
-                continue
-            if loaded.numel() != view.numel():
+        loaded = {name.removeprefix("module."): r for name, r in residuals.items()}
+        self._require_names()
+        for name, residual in loaded.items():
+            expected = self._num_elements.get(name)
+            if residual.numel() != expected:
                 raise ArgumentError(
-                    f"the residual of {self._names[identity]!r} has {loaded.numel()} elements, its "
-                    f"parameter has {view.numel()}; load a checkpoint of the same model"
+                    f"the residual of {name!r} has {residual.numel()} elements, its parameter has "
+                    f"{expected if expected is not None else 'no counterpart in this model'}; "
+                    "load a checkpoint of the same model"
                 )
-            view.copy_(loaded.reshape(-1))
-        self._loaded = {name: r.clone() for name, r in pending.items()}
+        if loaded and not self._error_feedback:
+            raise ArgumentError(
+                "the state has residuals, which error_feedback=False would never deliver; use "
+                "error_feedback=True, or call flush() and make one step before saving"
+            )
+        self._keeps_residuals |= bool(loaded)
+        # The next step lays its buckets out anew and takes the residuals from here.
+        self._layouts.clear()
+        self._views.clear()
+        self._loaded = {name: r.float().clone() for name, r in loaded.items()}
+
+    def _require_names(self) -> None:
+        if not self._names:
+            raise ArgumentError(
+                "the parameters have no names yet; use fastcomm.register(ddp_model), or call "
+                "state.attach(ddp_model) once"
+            )

@@ -46,13 +46,11 @@ std::vector<at::Tensor> as_tensors(std::byte* bytes, size_t size) {
 
 }  // namespace
 
-C10dTransport::C10dTransport(c10::intrusive_ptr<c10d::ProcessGroup> group, Tag first_tag)
-    : group_(std::move(group)),
-      rank_(group_->getRank()),
-      world_size_(group_->getSize()),
-      first_tag_(first_tag) {
-  if (world_size_ > 1) backend_ = group_->getBackend(c10::DeviceType::CPU);
-}
+C10dTransport::C10dTransport(c10::intrusive_ptr<c10d::Backend> backend, Tag first_tag)
+    : backend_(std::move(backend)),
+      rank_(backend_ ? backend_->getRank() : 0),
+      world_size_(backend_ ? backend_->getSize() : 1),
+      first_tag_(first_tag) {}
 
 std::unique_ptr<PendingMessage> C10dTransport::send(int peer, Tag tag,
                                                     std::span<const std::byte> bytes) {

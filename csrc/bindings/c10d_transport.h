@@ -1,7 +1,7 @@
 #pragma once
-// Transport over any c10d process group that can send and receive.
+// Transport over any c10d backend that can send and receive.
 
-#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+#include <torch/csrc/distributed/c10d/Backend.hpp>
 
 #include "collectives/transport.h"
 
@@ -9,8 +9,9 @@ namespace fastcomm {
 
 class C10dTransport final : public Transport {
  public:
-  // `first_tag`: the tags of this transport start here, so that several can share a group.
-  C10dTransport(c10::intrusive_ptr<c10d::ProcessGroup> group, Tag first_tag);
+  // `backend`: null for a group of one rank, which sends nothing. `first_tag`: the tags of this
+  // transport start here, so that several can share a backend.
+  C10dTransport(c10::intrusive_ptr<c10d::Backend> backend, Tag first_tag);
 
   int rank() const override { return rank_; }
   int world_size() const override { return world_size_; }
@@ -19,8 +20,7 @@ class C10dTransport final : public Transport {
   std::unique_ptr<PendingMessage> receive(int peer, Tag tag, std::span<std::byte> bytes) override;
 
  private:
-  c10::intrusive_ptr<c10d::ProcessGroup> group_;
-  c10::intrusive_ptr<c10d::Backend> backend_;  // null for a group of one rank
+  c10::intrusive_ptr<c10d::Backend> backend_;
   const int rank_;
   const int world_size_;
   const Tag first_tag_;

@@ -11,8 +11,8 @@ constexpr Tag kTagsPerLane = Tag{1} << 24;
 }  // namespace
 
 struct Communicator::Lane {
-  Lane(c10::intrusive_ptr<c10d::ProcessGroup> group, int index)
-      : transport(std::move(group), static_cast<Tag>(index) * kTagsPerLane) {}
+  Lane(c10::intrusive_ptr<c10d::Backend> backend, int index)
+      : transport(std::move(backend), static_cast<Tag>(index) * kTagsPerLane) {}
 
   C10dTransport transport;
   PayloadBuffers buffers;
@@ -35,10 +35,9 @@ DType dtype_of(const at::Tensor& tensor) {
   }
 }
 
-Communicator::Communicator(c10::intrusive_ptr<c10d::ProcessGroup> group, int num_lanes)
-    : rank_(group->getRank()), world_size_(group->getSize()) {
+Communicator::Communicator(c10::intrusive_ptr<c10d::Backend> backend, int num_lanes) {
   for (int index = 0; index < num_lanes; ++index) {
-    lanes_.push_back(std::make_unique<Lane>(group, index));
+    lanes_.push_back(std::make_unique<Lane>(backend, index));
     Lane& lane = *lanes_.back();
     lane.thread = std::thread([this, &lane] { run_lane(lane); });
     const std::string name = "fastcomm-lane" + std::to_string(index);
@@ -64,6 +63,7 @@ void Communicator::close() {
   for (const auto& lane : lanes_) {
     if (lane->thread.joinable()) lane->thread.join();
   }
+  lanes_.clear();
 }
 
 Measurements Communicator::measurements() const {

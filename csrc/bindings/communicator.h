@@ -44,17 +44,16 @@ struct Job {
 
 class Communicator {
  public:
-  Communicator(c10::intrusive_ptr<c10d::ProcessGroup> group, int num_lanes);
+  // `backend`: null for a group of one rank.
+  Communicator(c10::intrusive_ptr<c10d::Backend> backend, int num_lanes);
   // Waits for what is under way. The caller must not hold the GIL.
   ~Communicator();
-
-  int rank() const { return rank_; }
-  int world_size() const { return world_size_; }
 
   // Throws Error if the communicator is closed.
   void submit(Job job);
 
-  // Waits for what is under way and ends the threads. The caller must not hold the GIL.
+  // Waits for what is under way, ends the threads and lets go of the backend. The caller must not
+  // hold the GIL: the backend's destructor joins threads that may be waiting for it.
   void close();
 
   Measurements measurements() const;
@@ -64,8 +63,6 @@ class Communicator {
   void run_lane(Lane& lane);
   void run_job(Lane& lane, const Job& job);
 
-  const int rank_;
-  const int world_size_;
   std::vector<std::unique_ptr<Lane>> lanes_;
   uint64_t num_submitted_ = 0;
   mutable std::mutex mutex_;  // guards everything below and the lanes' queues

@@ -83,8 +83,6 @@ std::shared_ptr<PythonFuture> all_reduce(Communicator& communicator, const at::T
   return std::make_shared<PythonFuture>(future);
 }
 
-// The last reference to a process group must not be dropped with the GIL held: its destructor
-// joins threads that may be waiting for the GIL.
 struct DeleteWithoutGil {
   void operator()(Communicator* communicator) const {
     const py::gil_scoped_release no_gil;
@@ -165,11 +163,11 @@ PYBIND11_MODULE(_C, module) {
            py::arg("codec"), py::arg("runs"), py::arg("algorithm"));
 
   py::class_<Communicator, std::unique_ptr<Communicator, DeleteWithoutGil>>(module, "Communicator")
-      .def(py::init([](const c10::intrusive_ptr<c10d::ProcessGroup>& group, int num_lanes) {
+      .def(py::init([](std::optional<c10::intrusive_ptr<c10d::Backend>> backend, int num_lanes) {
              return std::unique_ptr<Communicator, DeleteWithoutGil>(
-                 new Communicator(group, num_lanes));
+                 new Communicator(backend.value_or(nullptr), num_lanes));
            }),
-           py::arg("process_group"), py::arg("num_lanes"))
+           py::arg("backend"), py::arg("num_lanes"))
       .def("all_reduce", all_reduce, py::arg("bucket"), py::arg("residual"), py::arg("plan"),
            py::arg("factor"), py::arg("step"), py::arg("bucket_index"))
       .def("measurements", measurements_dict)
