@@ -27,8 +27,8 @@ CPP_FILES = $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
-demo: $(VENV)/.with-demo  ## train MNIST with and without compression; EPOCHS= WORLD= RATE= DATA= MNIST=
-	$(BIN)/python examples/mnist_ddp.py --compare --world $(WORLD) --rate $(RATE) --data $(DATA) \
+demo: $(VENV)/.with-demo  ## train MNIST with and without compression, write demo.png; EPOCHS= WORLD= RATE= DATA= MNIST=
+	$(BIN)/python examples/mnist_ddp.py --compare --json demo.json --world $(WORLD) --rate $(RATE) --data $(DATA) \
 	  $(if $(MNIST),--data-root $(MNIST)) $(if $(EPOCHS),--epochs $(EPOCHS))
 
 test: test-cpp test-python  ## build if needed, run the C++ and then the Python tests
