@@ -4,13 +4,13 @@ from collections.abc import Callable
 from functools import cache
 
 import numpy as np
-import oracle
 import pytest
 import torch
-from oracle import F32
 
 import fastcomm
+import oracle
 from fastcomm import _C
+from oracle import F32
 
 CODECS = ["fp32", "bf16", "int8", "int4", "topk:0.01", "topk:0.1"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

@@ -3,11 +3,11 @@
 import re
 from collections.abc import Callable
 
-import oracle
 import pytest
 import torch
 
 import fastcomm
+import oracle
 from fastcomm import _C, ArgumentError, Error, PayloadError
 
 NAMES = ["fp32", "bf16", "int8", "int4", "topk:0.1"]

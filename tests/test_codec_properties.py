@@ -5,14 +5,14 @@ import struct
 import hypothesis.strategies as st
 import numpy as np
 import numpy.typing as npt
-import oracle
 import pytest
 import torch
 from hypothesis import example, given, settings
-from oracle import F32
 
 import fastcomm
+import oracle
 from fastcomm import _C
+from oracle import F32
 
 CODECS = ["fp32", "bf16", "int8", "int4", "topk:0.02", "topk:0.12"]
 BLOCKS = {"int8": 512, "int4": 256}

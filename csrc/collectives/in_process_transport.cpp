@@ -15,8 +15,18 @@ struct InProcessNetwork::Message {
 
 class InProcessPending final : public PendingMessage {
  public:
-  InProcessPending(InProcessNetwork& network, std::shared_ptr<InProcessNetwork::Message> message)
-      : network_(network), message_(std::move(message)) {}
+  InProcessPending(InProcessNetwork& network, InProcessNetwork::Channel channel,
+                   std::shared_ptr<InProcessNetwork::Message> message)
+      : network_(network), channel_(channel), message_(std::move(message)) {}
+
+  // A message that is given up must not be matched any more: its memory may be gone.
+  ~InProcessPending() override {
+    const std::lock_guard lock(network_.mutex_);
+    const auto waiting = network_.unmatched_.find(channel_);
+    if (waiting == network_.unmatched_.end()) return;
+    std::erase(waiting->second, message_);
+    if (waiting->second.empty()) network_.unmatched_.erase(waiting);
+  }
 
   void wait() override {
     std::unique_lock lock(network_.mutex_);
@@ -28,6 +38,7 @@ class InProcessPending final : public PendingMessage {
 
  private:
   InProcessNetwork& network_;
+  const InProcessNetwork::Channel channel_;
   std::shared_ptr<InProcessNetwork::Message> message_;
 };
 
@@ -87,7 +98,7 @@ std::unique_ptr<PendingMessage> InProcessNetwork::post(Channel channel, std::spa
     if (waiting.empty()) unmatched_.erase(channel);
     changed_.notify_all();
   }
-  return std::make_unique<InProcessPending>(*this, std::move(message));
+  return std::make_unique<InProcessPending>(*this, channel, std::move(message));
 }
 
 }  // namespace fastcomm

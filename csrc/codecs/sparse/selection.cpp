@@ -14,12 +14,6 @@ constexpr int kSampleHistogramShift = 15;
 constexpr size_t kSampleHistogramBins = size_t{1} << (32 - 1 - kSampleHistogramShift);
 constexpr int64_t kSmallestSampled = 1 << 15;  // below it, every element is a candidate
 
-float value_at(DType dtype, const TopKPiece& piece, int64_t i) {
-  return visit_dtype(dtype, [&](auto element) {
-    return to_float(static_cast<const decltype(element)*>(piece.gradient)[i]);
-  });
-}
-
 // A threshold that, judged by a sample, a little more than k of all values exceed.
 uint32_t sampled_threshold(DType dtype, std::span<const TopKPiece> pieces, int64_t num_elements,
                            int64_t k, std::vector<uint32_t>& histogram) {
@@ -33,7 +27,7 @@ uint32_t sampled_threshold(DType dtype, std::span<const TopKPiece> pieces, int64
           first + kSampleRun * static_cast<int64_t>((random >> 33) % (kSampleStride / kSampleRun));
       for (int64_t i = run; i < run + kSampleRun; ++i) {
         const float residual = piece.residual != nullptr ? piece.residual[i] : 0.0f;
-        const float value = value_at(dtype, piece, i) + residual;
+        const float value = gradient_value(dtype, piece, i) + residual;
         ++histogram[magnitude_bits(value) >> kSampleHistogramShift];
       }
       num_sampled += kSampleRun;
@@ -85,6 +79,12 @@ Cutoff find_cutoff(int64_t k, std::vector<uint32_t>& histogram, ForEach&& for_ea
 }
 
 }  // namespace
+
+float gradient_value(DType dtype, const TopKPiece& piece, int64_t i) {
+  return visit_dtype(dtype, [&](auto element) {
+    return to_float(static_cast<const decltype(element)*>(piece.gradient)[i]);
+  });
+}
 
 void TopKSelection::run(Isa isa, DType dtype, std::span<const TopKPiece> pieces, int64_t k,
                         std::span<const uint32_t> forced) {
@@ -156,7 +156,8 @@ void TopKSelection::select_everywhere(DType dtype, std::span<const TopKPiece> pi
         if (special != non_finite_.end() && special->index == index) {
           visit(index, special->value);
         } else {
-          visit(index, piece.residual != nullptr ? piece.residual[i] : value_at(dtype, piece, i));
+          visit(index,
+                piece.residual != nullptr ? piece.residual[i] : gradient_value(dtype, piece, i));
         }
       }
     }

@@ -27,6 +27,9 @@ struct TopKPiece {
   int64_t num_elements;
 };
 
+// Element i of a piece's gradient.
+float gradient_value(DType dtype, const TopKPiece& piece, int64_t i);
+
 // Buffers of a selection, kept from call to call so that a step allocates nothing.
 class TopKSelection {
  public:

@@ -67,17 +67,20 @@ int64_t for_each_entry(const SectionView<const std::byte>& view, int64_t k, int6
 class PieceCursor {
  public:
   explicit PieceCursor(std::span<const TopKPiece> pieces) : piece_(pieces.begin()) {}
-  float& residual(int64_t index) {
+  void move_to(int64_t index) {
     while (index - first_ >= piece_->num_elements) {
       first_ += piece_->num_elements;
       ++piece_;
     }
-    return piece_->residual[index - first_];
+    offset_ = index - first_;
   }
+  float& residual() const { return piece_->residual[offset_]; }
+  float gradient(DType dtype) const { return gradient_value(dtype, *piece_, offset_); }
 
  private:
   std::span<const TopKPiece>::iterator piece_;
   int64_t first_ = 0;
+  int64_t offset_ = 0;
 };
 
 }  // namespace
@@ -94,54 +97,68 @@ int64_t topk_section_bytes(int64_t k, int64_t num_elements) {
   return SectionView<const std::byte>(none, k, num_elements).end - none;
 }
 
+std::span<const TopKPiece> TopKEncoder::with_residuals(std::span<const TopKPiece> pieces,
+                                                       int64_t num_elements) {
+  if (pieces.empty() || pieces.front().residual != nullptr) return pieces;
+  scratch_residual_.assign(static_cast<size_t>(num_elements), 0.0f);
+  scratch_pieces_.clear();
+  float* next = scratch_residual_.data();
+  for (const TopKPiece& piece : pieces) {
+    scratch_pieces_.push_back({piece.gradient, next, piece.num_elements});
+    next += piece.num_elements;
+  }
+  return scratch_pieces_;
+}
+
+void TopKEncoder::add_received(DType dtype, std::span<const TopKPiece> pieces, int64_t k,
+                               int64_t num_elements, std::span<const std::byte> received) {
+  const SectionView<const std::byte> in(received.data(), k, num_elements);
+  PieceCursor cursor(pieces);
+  int64_t entry = 0;
+  for (int64_t sub_block = 0; sub_block < num_sub_blocks(num_elements); ++sub_block) {
+    int64_t previous = -1;
+    entry =
+        for_each_entry(in, k, num_elements, sub_block, entry, [&](uint16_t offset, float value) {
+          if (offset <= previous) {
+            FASTCOMM_THROW(PayloadError, "top-k payload has offset " << offset << " after "
+                                                                     << previous
+                                                                     << ": it is malformed");
+          }
+          previous = offset;
+          const int64_t index = sub_block * kSubBlockElements + offset;
+          cursor.move_to(index);
+          const float sum = cursor.residual() + value;
+          if (is_finite(sum) && is_finite(sum + cursor.gradient(dtype))) {
+            cursor.residual() = sum;
+          } else {
+            forced_.push_back(static_cast<uint32_t>(index));
+            forced_residuals_.push_back(cursor.residual());
+          }
+        });
+  }
+}
+
 void TopKEncoder::encode(Isa isa, DType dtype, std::span<const TopKPiece> pieces, int64_t k,
                          std::span<const std::byte> received, std::span<std::byte> section) {
   int64_t num_elements = 0;
   for (const TopKPiece& piece : pieces) num_elements += piece.num_elements;
-
   forced_.clear();
+  forced_residuals_.clear();
   if (!received.empty()) {
-    if (!pieces.empty() && pieces.front().residual == nullptr) {
-      // Without error feedback the received values still need somewhere to be added in f32.
-      scratch_residual_.assign(static_cast<size_t>(num_elements), 0.0f);
-      scratch_pieces_.clear();
-      float* next = scratch_residual_.data();
-      for (const TopKPiece& piece : pieces) {
-        scratch_pieces_.push_back({piece.gradient, next, piece.num_elements});
-        next += piece.num_elements;
-      }
-      pieces = scratch_pieces_;
-    }
-    const SectionView<const std::byte> in(received.data(), k, num_elements);
-    PieceCursor cursor(pieces);
-    int64_t entry = 0;
-    for (int64_t sub_block = 0; sub_block < num_sub_blocks(num_elements); ++sub_block) {
-      int64_t previous = -1;
-      entry =
-          for_each_entry(in, k, num_elements, sub_block, entry, [&](uint16_t offset, float value) {
-            if (offset <= previous) {
-              FASTCOMM_THROW(PayloadError, "top-k payload has offset " << offset << " after "
-                                                                       << previous
-                                                                       << ": it is malformed");
-            }
-            previous = offset;
-            const int64_t index = sub_block * kSubBlockElements + offset;
-            float& residual = cursor.residual(index);
-            const float sum = residual + value;
-            if (is_finite(sum)) {
-              residual = sum;
-            } else {
-              forced_.push_back(static_cast<uint32_t>(index));
-            }
-          });
-    }
+    pieces = with_residuals(pieces, num_elements);
+    add_received(dtype, pieces, k, num_elements, received);
   }
-
   selection_.run(isa, dtype, pieces, k, forced_);
+
+  const bool has_residual = !pieces.empty() && pieces.front().residual != nullptr;
+  PieceCursor forced_cursor(pieces);
+  for (size_t i = 0; i < forced_.size(); ++i) {
+    forced_cursor.move_to(forced_[i]);
+    forced_cursor.residual() = forced_residuals_[i];
+  }
 
   const SectionView<std::byte> out(section.data(), k, num_elements);
   std::memset(section.data(), 0, section.size());
-  const bool has_residual = !pieces.empty() && pieces.front().residual != nullptr;
   PieceCursor cursor(pieces);
   auto* offsets = reinterpret_cast<uint16_t*>(out.offsets);
   auto* values = reinterpret_cast<uint16_t*>(out.values);
@@ -153,7 +170,10 @@ void TopKEncoder::encode(Isa isa, DType dtype, std::span<const TopKPiece> pieces
     ++counts[index / kSubBlockElements];
     offsets[entry] = static_cast<uint16_t>(index % kSubBlockElements);
     values[entry] = sent;
-    if (has_residual && is_finite(value)) cursor.residual(index) = value - bf16_to_float(sent);
+    if (has_residual && is_finite(value)) {
+      cursor.move_to(index);
+      cursor.residual() = value - bf16_to_float(sent);
+    }
   }
 }
 

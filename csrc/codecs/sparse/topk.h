@@ -38,8 +38,15 @@ class TopKEncoder {
               std::span<const std::byte> received, std::span<std::byte> section);
 
  private:
+  // Without error feedback, received values still need somewhere to be added in f32.
+  std::span<const TopKPiece> with_residuals(std::span<const TopKPiece> pieces,
+                                            int64_t num_elements);
+  void add_received(DType dtype, std::span<const TopKPiece> pieces, int64_t k, int64_t num_elements,
+                    std::span<const std::byte> received);
+
   TopKSelection selection_;
-  std::vector<uint32_t> forced_;
+  std::vector<uint32_t> forced_;         // where a received value makes the sum non-finite
+  std::vector<float> forced_residuals_;  // what the residual holds there, and keeps
   std::vector<float> scratch_residual_;
   std::vector<TopKPiece> scratch_pieces_;
 };
