@@ -3,7 +3,8 @@
 # in place; native ones are rebuilt when they have changed.
 
 PYTHON ?= python3
-# The pinned version, as a wheel for CPUs where pip finds one. Another torch, after `make clean`:
+# A pinned version: pip takes a CPU wheel where it is set up to find one, else PyPI's, which brings
+# gigabytes of CUDA. To choose, after `make clean`:
 #   make test TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 TORCH ?= torch==2.13.0
 

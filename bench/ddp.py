@@ -232,7 +232,13 @@ def main() -> None:
             )
             for rank in range(arguments.world)
         ]
-        sys.exit(max(abs(process.wait()) for process in ranks))
+        # A rank that fails ends the others, which would wait for it.
+        while any(rank.poll() is None for rank in ranks) and not any(r.returncode for r in ranks):
+            time.sleep(0.1)
+        failed = [rank.returncode for rank in ranks if rank.returncode]
+        for rank in ranks:
+            rank.terminate()
+        sys.exit(1 if failed else 0)
     rows = run_rank(arguments)
     if os.environ["RANK"] != "0":
         return

@@ -8,7 +8,8 @@ import torch
 
 from fastcomm.errors import Error
 
-REBUILD_COMMAND = "pip install --no-build-isolation --force-reinstall --no-deps fastcomm"
+# The cache is skipped: pip keeps the wheel that it built for the other torch.
+REBUILD_COMMAND = "pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps ."
 
 
 def minor_version(version: str) -> tuple[int, int]:
@@ -22,8 +23,7 @@ def check_torch(built_for: str, running: str) -> None:
     if minor_version(built_for) != minor_version(running):
         raise Error(
             f"fastcomm was built for torch {built_for}, but torch {running} is running. "
-            f"Rebuild it against the installed torch: {REBUILD_COMMAND} "
-            "(from a source checkout: pip install --no-build-isolation .)"
+            f"Rebuild it against the installed torch, in a checkout of fastcomm: {REBUILD_COMMAND}"
         )
 
 
@@ -33,7 +33,7 @@ def check_build() -> None:
         from fastcomm import _build_info
     except ImportError:
         raise Error(
-            "the native module of fastcomm is not built. From a source checkout: "
+            "the native module of fastcomm is not built. In a checkout of fastcomm: "
             "pip install --no-build-isolation ."
         ) from None
     check_torch(_build_info.TORCH_VERSION, torch.__version__)

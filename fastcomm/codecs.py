@@ -90,6 +90,8 @@ class Codec:
                 num_elements = 0
             out = torch.empty(num_elements, dtype=torch.float32)
         check_tensor(out, "out")
+        if payload.data_ptr() % _C.PAYLOAD_ALIGNMENT:
+            payload = payload.clone()
         _C.decode(self.spec, payload, out.detach())
         return out
 
@@ -163,7 +165,7 @@ class TopK(Codec):
             )
 
     def __str__(self) -> str:
-        return f"topk:{self.density:g}"
+        return f"topk:{self.density!r}"
 
     @property
     def spec(self) -> _C.CodecSpec:  # noqa: D102
@@ -192,7 +194,7 @@ def codec(name: str | Codec) -> Codec:
             f"codec must be a name or a fastcomm.Codec, got {type(name).__name__}; "
             'use for instance codec="int8"'
         )
-    base, _, parameter = name.partition(":")
+    base, colon, parameter = name.partition(":")
     if base == TopK.name:
         try:
             density = float(parameter)
@@ -201,7 +203,7 @@ def codec(name: str | Codec) -> Codec:
                 f"codec {name!r} needs a density, a number in (0, 1]: for instance topk:0.01"
             ) from None
         return TopK(density=density)
-    if base not in _CODECS or parameter:
+    if base not in _CODECS or colon:
         known = ", ".join([*_CODECS, "topk:DENSITY"])
         raise ArgumentError(f"unknown codec {name!r}; known codecs: {known}")
     return _CODECS[base]()

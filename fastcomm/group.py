@@ -104,6 +104,10 @@ class ConnectedGroup:
         """Wait for what is under way and end the native threads."""
         self._communicator.close()
 
+    def abort(self) -> None:
+        """End what is under way with an error, and the native threads."""
+        self._communicator.abort()
+
 
 def choose_algorithm(algorithm: str, codec: Codec, world_size: int) -> str:
     """Resolve ``auto``: ring for dense codecs, gather for sparse ones while it pays.
@@ -143,10 +147,11 @@ def _make_backend(process_group: dist.ProcessGroup, store: Store) -> Backend:
     return backend
 
 
-def _close_all() -> None:
+def _abort_all() -> None:
     for group in list(_open_groups):
-        group.close()
+        group.abort()
 
 
-# The native threads must end before the interpreter does.
-atexit.register(_close_all)
+# The native threads must end before the interpreter does. What is still under way then belongs to
+# a run that failed: its other ranks may never answer.
+atexit.register(_abort_all)

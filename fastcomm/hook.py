@@ -70,6 +70,7 @@ class HookState:
         self._flushing = False
         self._step = 0
         self._bucket_in_step = 0
+        self._num_steps = 0
         self._num_elements = 0
         self._raw_bytes = 0
 
@@ -145,6 +146,7 @@ class HookState:
     def _end_step(self, step: int) -> None:
         if self._step == step:
             self._step += 1
+            self._num_steps += 1
             self._bucket_in_step = 0
 
     @property
@@ -152,7 +154,7 @@ class HookState:
         """What this rank sent so far, and where the time went."""
         measured = self._group.measurements() if self._group is not None else {}
         return Stats(
-            steps=self._step,
+            steps=self._num_steps,
             num_elements=self._num_elements,
             raw_bytes=self._raw_bytes,
             wire_bytes=int(measured.get("wire_bytes", 0)),
@@ -236,6 +238,11 @@ def compress_hook(state: HookState, bucket: GradBucket) -> torch.futures.Future[
     stays usable.
     """
     try:
+        if not isinstance(bucket, GradBucket):
+            raise ArgumentError(
+                f"the hook was called with a {type(bucket).__name__} instead of a GradBucket, as "
+                "compiled autograd does; disable torch._dynamo.config.compiled_autograd"
+            )
         return state.synchronize(bucket)
     except Error as error:
         return _C.failed_future(type(error).__name__, str(error))
@@ -257,7 +264,8 @@ def register(
         The state, for its ``stats``, ``state_dict`` and ``flush``.
 
     Raises:
-        ArgumentError: if ``ddp_model`` is not a DDP model, or for an argument that cannot work.
+        ArgumentError: if ``ddp_model`` is not a DDP model, has a hook already or uses
+            ``mixed_precision``, or for an argument that cannot work.
         MismatchError: on every rank, if the ranks use different settings.
     """
     if not isinstance(ddp_model, DistributedDataParallel):
@@ -266,7 +274,20 @@ def register(
             "wrap it first: fastcomm.register(DistributedDataParallel(model))"
         )
     require_process_group(None)
-    options.setdefault("process_group", ddp_model.process_group)
+    if options.setdefault("process_group", ddp_model.process_group) != ddp_model.process_group:
+        raise ArgumentError(
+            "process_group is not the one of the DDP model, so that its replicas would diverge; "
+            "leave it out, or give it to DistributedDataParallel"
+        )
+    if ddp_model.mixed_precision is not None:
+        raise ArgumentError(
+            "DistributedDataParallel(mixed_precision=...) brings its own hook; use torch.autocast"
+        )
+    if ddp_model._comm_hooks:
+        raise ArgumentError(
+            "the DDP model has a communication hook already; wrap the module in a new "
+            "DistributedDataParallel"
+        )
     state = HookState(codec, **options)
     state.attach(ddp_model)
     state.connect()

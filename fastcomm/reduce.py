@@ -12,7 +12,7 @@ from fastcomm._arguments import check_residual, check_tensor, require_process_gr
 from fastcomm.codecs import Codec, Fp32
 from fastcomm.codecs import codec as parse_codec
 from fastcomm.errors import ArgumentError
-from fastcomm.group import ConnectedGroup, choose_algorithm
+from fastcomm.group import NUM_LANES, ConnectedGroup, choose_algorithm
 
 
 class Work:
@@ -31,7 +31,11 @@ class Work:
         return self._future.done()
 
     def get_future(self) -> torch.futures.Future[torch.Tensor]:
-        """Return a future that holds the tensor."""
+        """Return a future that holds the tensor.
+
+        Callbacks given to its ``then`` run on a native thread, which does nothing else meanwhile:
+        they must not wait for another exchange.
+        """
         return self._future
 
 
@@ -40,20 +44,24 @@ class _Connection:
 
     def __init__(self, process_group: dist.ProcessGroup) -> None:
         self.group = ConnectedGroup(process_group)
-        self.plans: dict[tuple[Codec, str, int, torch.dtype], _C.BucketPlan] = {}
+        self.plans: dict[tuple[Codec, str], _C.BucketPlan] = {}
         self.num_calls = 0
 
     def plan(self, codec: Codec, algorithm: str, tensor: torch.Tensor) -> _C.BucketPlan:
-        """Return the plan for tensors like this one; the ranks compare notes on a new one."""
-        key = (codec, algorithm, tensor.numel(), tensor.dtype)
-        if key not in self.plans:
+        """Return the plan of a call; on the first one the ranks compare notes.
+
+        Later calls are compared by the native layer, neighbour by neighbour.
+        """
+        if self.num_calls == 0:
             self.group.check_agreement(
                 {
                     "codec": str(codec),
                     "algorithm": algorithm,
-                    "tensor": f"{tensor.numel()} elements of {tensor.dtype}",
+                    "tensor": f"{tensor.numel()} elements",
                 }
             )
+        key = (codec, algorithm)
+        if key not in self.plans:
             resolved = choose_algorithm(algorithm, codec, self.group.world_size)
             self.plans[key] = _C.BucketPlan(codec.spec, [], resolved)
         return self.plans[key]
@@ -112,7 +120,12 @@ def all_reduce(
     plan = connection.plan(codec if world_size > 1 else Fp32(), algorithm, tensor)
     factor = 1.0 / world_size if op == dist.ReduceOp.AVG else 1.0
     future = connection.group.all_reduce(
-        tensor.detach(), residual, plan, factor, connection.num_calls
+        tensor.detach(),
+        residual,
+        plan,
+        factor,
+        step=connection.num_calls,
+        bucket_index=connection.num_calls % NUM_LANES,
     )
     connection.num_calls += 1
     work = Work(future)

@@ -39,6 +39,7 @@ class BucketLayout:
         """Return the plan to synchronize this bucket with ``codec`` and ``algorithm``."""
         key = (codec, algorithm)
         if key not in self.plans:
+            self.plans.clear()  # a warm-up uses another codec at each step
             self.plans[key] = _C.BucketPlan(codec.spec, self.runs, algorithm)
         return self.plans[key]
 

@@ -7,37 +7,13 @@
 namespace fastcomm {
 namespace {
 
-class C10dPending final : public PendingMessage {
- public:
-  C10dPending(c10::intrusive_ptr<c10d::Work> work, const char* what, int peer)
-      : work_(std::move(work)), what_(what), peer_(peer) {}
-
-  // A message that nobody waited for belongs to an exchange that failed.
-  ~C10dPending() override {
-    if (work_ == nullptr) return;
-    try {
-      work_->abort();
-    } catch (const std::exception&) {
-      // Not every backend can abort a message; the exchange has failed already.
-    }
+void abort_quietly(c10d::Work& work) {
+  try {
+    work.abort();
+  } catch (const std::exception&) {
+    // Not every backend can abort a message; the exchange has failed already.
   }
-
-  void wait() override {
-    const auto work = std::move(work_);
-    bool completed = false;
-    try {
-      completed = work->wait();
-    } catch (const std::exception& error) {
-      FASTCOMM_FAIL(what_ << " rank " << peer_ << " of the process group failed: " << error.what());
-    }
-    FASTCOMM_CHECK(completed, what_ << " rank " << peer_ << " of the process group was aborted");
-  }
-
- private:
-  c10::intrusive_ptr<c10d::Work> work_;
-  const char* what_;
-  const int peer_;
-};
+}
 
 // The message's memory as a tensor, without a copy.
 std::vector<at::Tensor> as_tensors(std::byte* bytes, size_t size) {
@@ -45,6 +21,42 @@ std::vector<at::Tensor> as_tensors(std::byte* bytes, size_t size) {
 }
 
 }  // namespace
+
+class C10dPending final : public PendingMessage {
+ public:
+  C10dPending(C10dTransport& transport, c10::intrusive_ptr<c10d::Work> work, const char* what,
+              int peer)
+      : transport_(transport), work_(std::move(work)), what_(what), peer_(peer) {}
+
+  // A message that nobody waited for belongs to an exchange that failed.
+  ~C10dPending() override {
+    forget();
+    if (!waited_) abort_quietly(*work_);
+  }
+
+  void wait() override {
+    waited_ = true;
+    bool completed = false;
+    try {
+      completed = work_->wait();
+    } catch (const std::exception& error) {
+      FASTCOMM_FAIL(what_ << " rank " << peer_ << " of the process group failed: " << error.what());
+    }
+    FASTCOMM_CHECK(completed, what_ << " rank " << peer_ << " of the process group was aborted");
+  }
+
+ private:
+  void forget() {
+    const std::lock_guard lock(transport_.mutex_);
+    transport_.under_way_.erase(work_.get());
+  }
+
+  C10dTransport& transport_;
+  c10::intrusive_ptr<c10d::Work> work_;
+  const char* what_;
+  const int peer_;
+  bool waited_ = false;
+};
 
 C10dTransport::C10dTransport(c10::intrusive_ptr<c10d::Backend> backend, Tag first_tag)
     : backend_(std::move(backend)),
@@ -55,15 +67,29 @@ C10dTransport::C10dTransport(c10::intrusive_ptr<c10d::Backend> backend, Tag firs
 std::unique_ptr<PendingMessage> C10dTransport::send(int peer, Tag tag,
                                                     std::span<const std::byte> bytes) {
   auto tensors = as_tensors(const_cast<std::byte*>(bytes.data()), bytes.size());
-  return std::make_unique<C10dPending>(
-      backend_->send(tensors, peer, static_cast<int>(first_tag_ + tag)), "sending to", peer);
+  return track(backend_->send(tensors, peer, static_cast<int>(first_tag_ + tag)), "sending to",
+               peer);
 }
 
 std::unique_ptr<PendingMessage> C10dTransport::receive(int peer, Tag tag,
                                                        std::span<std::byte> bytes) {
   auto tensors = as_tensors(bytes.data(), bytes.size());
-  return std::make_unique<C10dPending>(
-      backend_->recv(tensors, peer, static_cast<int>(first_tag_ + tag)), "receiving from", peer);
+  return track(backend_->recv(tensors, peer, static_cast<int>(first_tag_ + tag)), "receiving from",
+               peer);
+}
+
+std::unique_ptr<PendingMessage> C10dTransport::track(c10::intrusive_ptr<c10d::Work> work,
+                                                     const char* what, int peer) {
+  const std::lock_guard lock(mutex_);
+  if (aborted_) abort_quietly(*work);
+  under_way_.insert(work.get());
+  return std::make_unique<C10dPending>(*this, std::move(work), what, peer);
+}
+
+void C10dTransport::abort() {
+  const std::lock_guard lock(mutex_);
+  aborted_ = true;
+  for (c10d::Work* work : under_way_) abort_quietly(*work);
 }
 
 }  // namespace fastcomm

@@ -1,6 +1,8 @@
 #pragma once
 // Transport over any c10d backend that can send and receive.
 
+#include <mutex>
+#include <set>
 #include <torch/csrc/distributed/c10d/Backend.hpp>
 
 #include "collectives/transport.h"
@@ -19,11 +21,21 @@ class C10dTransport final : public Transport {
                                        std::span<const std::byte> bytes) override;
   std::unique_ptr<PendingMessage> receive(int peer, Tag tag, std::span<std::byte> bytes) override;
 
+  // Ends what is under way with an error, and whatever comes later. From any thread.
+  void abort();
+
  private:
+  friend class C10dPending;
+  std::unique_ptr<PendingMessage> track(c10::intrusive_ptr<c10d::Work> work, const char* what,
+                                        int peer);
+
   c10::intrusive_ptr<c10d::Backend> backend_;
   const int rank_;
   const int world_size_;
   const Tag first_tag_;
+  std::mutex mutex_;  // guards the two below
+  bool aborted_ = false;
+  std::set<c10d::Work*> under_way_;  // kept alive by their messages
 };
 
 }  // namespace fastcomm

@@ -2,11 +2,13 @@
 
 #include <pthread.h>
 
+#include "collectives/announcement.h"
+
 namespace fastcomm {
 namespace {
 
-// Tags of one lane: more than any exchange has messages.
-constexpr Tag kTagsPerLane = Tag{1} << 24;
+// Tags of one lane: those of a schedule's messages, and the announcement's above them.
+constexpr Tag kTagsPerLane = kAnnouncementTag + 1;
 
 }  // namespace
 
@@ -35,7 +37,8 @@ DType dtype_of(const at::Tensor& tensor) {
   }
 }
 
-Communicator::Communicator(c10::intrusive_ptr<c10d::Backend> backend, int num_lanes) {
+Communicator::Communicator(c10::intrusive_ptr<c10d::Backend> backend, int num_lanes)
+    : rank_(backend ? backend->getRank() : 0) {
   for (int index = 0; index < num_lanes; ++index) {
     lanes_.push_back(std::make_unique<Lane>(backend, index));
     Lane& lane = *lanes_.back();
@@ -50,7 +53,7 @@ Communicator::~Communicator() { close(); }
 void Communicator::submit(Job job) {
   const std::lock_guard lock(mutex_);
   FASTCOMM_CHECK(!closed_, "the communicator is closed");
-  lanes_[num_submitted_++ % lanes_.size()]->queue.push_back(std::move(job));
+  lanes_[job.id.bucket % lanes_.size()]->queue.push_back(std::move(job));
   changed_.notify_all();
 }
 
@@ -64,6 +67,15 @@ void Communicator::close() {
     if (lane->thread.joinable()) lane->thread.join();
   }
   lanes_.clear();
+}
+
+void Communicator::abort() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (failure_.empty()) failure_ = "the process ends";
+  }
+  for (const auto& lane : lanes_) lane->transport.abort();
+  close();
 }
 
 Measurements Communicator::measurements() const {
@@ -105,6 +117,7 @@ void Communicator::run_job(Lane& lane, const Job& job) {
   BucketCodec codec(job.plan->codec, memory, job.plan->runs, job.factor, lane.workspace);
   Measurements measurements;
   Exchange exchange(codec, lane.transport, lane.buffers, measurements, job.id);
+  compare_with_neighbours(exchange, job.plan->schedule->name);
   job.plan->schedule->run(exchange);
   const std::lock_guard lock(mutex_);
   measurements_.wire_bytes += measurements.wire_bytes;

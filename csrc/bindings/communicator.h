@@ -1,9 +1,9 @@
 #pragma once
 // Runs all-reduces of buckets on native threads that never take the GIL.
 //
-// A *lane* is a thread with its own transport and buffers. Exchange n runs on lane n modulo the
-// number of lanes, on every rank: so several buckets are in flight, one encodes while another is
-// on the wire, and the lanes of all ranks still do the same exchanges in the same order.
+// A *lane* is a thread with its own transport and buffers. Bucket b runs on lane b modulo the
+// number of lanes, on every rank: so several buckets are in flight, one encodes while another is on
+// the wire, and the lanes of all ranks still do the same exchanges in the same order.
 
 #include <ATen/ATen.h>
 
@@ -39,7 +39,7 @@ struct Job {
   float factor;
   ExchangeId id;
   // Called on the lane's thread, without the GIL; null: success.
-  std::function<void(std::exception_ptr)> complete;
+  std::function<void(const std::exception_ptr&)> complete;
 };
 
 class Communicator {
@@ -49,12 +49,18 @@ class Communicator {
   // Waits for what is under way. The caller must not hold the GIL.
   ~Communicator();
 
+  int rank() const { return rank_; }
+
   // Throws Error if the communicator is closed.
   void submit(Job job);
 
   // Waits for what is under way, ends the threads and lets go of the backend. The caller must not
   // hold the GIL: the backend's destructor joins threads that may be waiting for it.
   void close();
+
+  // Ends what is under way with an error, then closes: for the end of the process, when the other
+  // ranks may never answer. The caller must not hold the GIL.
+  void abort();
 
   Measurements measurements() const;
 
@@ -63,8 +69,8 @@ class Communicator {
   void run_lane(Lane& lane);
   void run_job(Lane& lane, const Job& job);
 
+  const int rank_;
   std::vector<std::unique_ptr<Lane>> lanes_;
-  uint64_t num_submitted_ = 0;
   mutable std::mutex mutex_;  // guards everything below and the lanes' queues
   std::condition_variable changed_;
   bool closed_ = false;

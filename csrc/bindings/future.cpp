@@ -57,13 +57,15 @@ class PythonError final : public torch::PyTorchError {
   std::string type_;
 };
 
-std::exception_ptr as_python_error(const std::exception_ptr& error) {
+std::exception_ptr as_python_error(const std::exception_ptr& error, const std::string& place) {
   try {
     std::rethrow_exception(error);
   } catch (const PayloadError& caught) {
-    return std::make_exception_ptr(PythonError("PayloadError", caught.what()));
+    return std::make_exception_ptr(PythonError("PayloadError", place + caught.what()));
+  } catch (const MismatchError& caught) {
+    return std::make_exception_ptr(PythonError("MismatchError", place + caught.what()));
   } catch (const std::exception& caught) {
-    return std::make_exception_ptr(PythonError("Error", caught.what()));
+    return std::make_exception_ptr(PythonError("Error", place + caught.what()));
   }
 }
 
@@ -76,9 +78,9 @@ TensorFuture::TensorFuture(const at::Tensor& tensor)
       value(c10::intrusive_ptr<c10::ivalue::PyObjectHolder>(
           c10::make_intrusive<TensorHolder>(tensor))) {}
 
-void TensorFuture::complete(std::exception_ptr error) {
+void TensorFuture::complete(const std::exception_ptr& error, const std::string& place) {
   if (error) {
-    future->setError(as_python_error(error));
+    future->setError(as_python_error(error, place));
   } else {
     future->markCompleted(std::move(value));
   }

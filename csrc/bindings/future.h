@@ -12,8 +12,9 @@ using Future = c10::intrusive_ptr<c10::ivalue::Future>;
 // made here, ahead of time. The caller must hold the GIL.
 struct TensorFuture {
   explicit TensorFuture(const at::Tensor& tensor);
-  // Completes the future; `error`, if any, becomes one of fastcomm.errors. Needs no GIL.
-  void complete(std::exception_ptr error);
+  // Completes the future; `error`, if any, becomes one of fastcomm.errors, and its message starts
+  // with `place`. Needs no GIL.
+  void complete(const std::exception_ptr& error, const std::string& place);
 
   Future future;
   c10::IValue value;

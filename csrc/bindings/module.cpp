@@ -7,6 +7,7 @@
 
 #include "bindings/communicator.h"
 #include "bindings/future.h"
+#include "collectives/announcement.h"
 
 namespace fastcomm {
 namespace {
@@ -72,12 +73,16 @@ std::shared_ptr<PythonFuture> all_reduce(Communicator& communicator, const at::T
   memory_of(bucket, residual);
   TensorFuture result(bucket);
   Future future = result.future;
-  Job job{std::move(plan),
-          bucket,
-          residual,
-          factor,
-          {step, bucket_index},
-          [result](std::exception_ptr error) mutable { result.complete(std::move(error)); }};
+  const std::string place = "rank " + std::to_string(communicator.rank()) + ", step " +
+                            std::to_string(step) + ", bucket " + std::to_string(bucket_index) +
+                            ": ";
+  Job job{
+      std::move(plan),
+      bucket,
+      residual,
+      factor,
+      {step, bucket_index},
+      [result, place](const std::exception_ptr& error) mutable { result.complete(error, place); }};
   const py::gil_scoped_release no_gil;
   communicator.submit(std::move(job));
   return std::make_shared<PythonFuture>(future);
@@ -98,6 +103,8 @@ void translate_error(std::exception_ptr error) {
     if (error) std::rethrow_exception(error);
   } catch (const PayloadError& caught) {
     raise("PayloadError", caught);
+  } catch (const MismatchError& caught) {
+    raise("MismatchError", caught);
   } catch (const Error& caught) {
     raise("Error", caught);
   } catch (torch::PyTorchError& caught) {  // of a future
@@ -118,6 +125,8 @@ py::dict measurements_dict(const Communicator& communicator) {
 PYBIND11_MODULE(_C, module) {
   py::register_exception_translator(translate_error);
 
+  module.attr("PAYLOAD_ALIGNMENT") = kSectionAlignment;
+  module.attr("ANNOUNCEMENT_BYTES") = kAnnouncementBytes;
   module.attr("TOPK_LARGEST_SPARSE_DENSITY") = kLargestSparseDensity;
   module.def("dense_codec_names", [] {
     std::vector<std::string> names;
@@ -171,7 +180,8 @@ PYBIND11_MODULE(_C, module) {
       .def("all_reduce", all_reduce, py::arg("bucket"), py::arg("residual"), py::arg("plan"),
            py::arg("factor"), py::arg("step"), py::arg("bucket_index"))
       .def("measurements", measurements_dict)
-      .def("close", &Communicator::close, NoGil());
+      .def("close", &Communicator::close, NoGil())
+      .def("abort", &Communicator::abort, NoGil());
 
   module.def("failed_future", [](const std::string& type, const std::string& message) {
     return std::make_shared<PythonFuture>(failed_future(type, message));

@@ -1,6 +1,10 @@
 #include "codecs/bucket_codec.h"
 
 #include <algorithm>
+#include <limits>
+#include <sstream>
+
+#include "core/crc32c.h"
 
 namespace fastcomm {
 namespace {
@@ -69,6 +73,9 @@ int64_t BucketCodec::num_compressed(ElementRange range) const {
 }
 
 PayloadFormat BucketCodec::format(ElementRange range) const {
+  FASTCOMM_CHECK(
+      range.size() <= std::numeric_limits<uint32_t>::max(),
+      "a payload of " << range.size() << " elements is too large for its header: cut the tensor");
   const auto num_elements = static_cast<uint32_t>(range.size());
   if (is_sparse()) {
     const int64_t k = topk_count(density_, num_compressed(range));
@@ -83,6 +90,23 @@ BucketShape BucketCodec::shape() const {
   const int64_t bits = 8 * dense_->unit_bytes / dense_->elements_per_unit;
   return {memory_.num_elements, dense_->block_elements,
           align_up(kSlicePayloadBytes * 8 / bits, dense_->block_elements)};
+}
+
+std::string BucketCodec::describe() const {
+  const int64_t num_compressed_elements = num_compressed({0, memory_.num_elements});
+  uint32_t layout = 0;  // of the runs: the sizes alone would not tell two orders apart
+  for (size_t run = 0; run < run_compressed_.size(); ++run) {
+    const int64_t entry[2] = {run_begins_[run], run_compressed_[run]};
+    layout = crc32c(layout, std::as_bytes(std::span(entry)));
+  }
+  std::ostringstream text;
+  if (is_sparse()) {
+    text << "topk k=" << topk_count(density_, num_compressed_elements);
+  } else {
+    text << dense_->name;
+  }
+  text << ", " << memory_.num_elements << " elements, layout " << std::hex << layout;
+  return text.str();
 }
 
 int64_t BucketCodec::payload_bytes(ElementRange range) const {

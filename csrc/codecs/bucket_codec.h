@@ -51,6 +51,7 @@ class BucketCodec final : public Codec {
               float factor, CodecWorkspace& workspace);
 
   BucketShape shape() const override;
+  std::string describe() const override;
   int64_t payload_bytes(ElementRange range) const override;
   void encode(ElementRange range, std::span<const std::byte> received,
               const MessageLabel& received_label, std::span<std::byte> payload,

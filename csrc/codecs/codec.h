@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string>
 
 #include "codecs/payload.h"
 
@@ -29,6 +30,9 @@ class Codec {
   virtual ~Codec() = default;
 
   virtual BucketShape shape() const = 0;
+
+  // What must be the same on every rank, for people to read: at most about 60 characters.
+  virtual std::string describe() const = 0;
 
   // Size of the payload of `range`: the same on every rank, header included.
   virtual int64_t payload_bytes(ElementRange range) const = 0;

@@ -1,6 +1,7 @@
 #include "codecs/payload.h"
 
 #include <cstring>
+#include <limits>
 
 #include "core/crc32c.h"
 
@@ -54,6 +55,9 @@ void require_equal(const char* what, uint64_t received, uint64_t expected, const
 
 void seal_payload(std::span<std::byte> payload, const MessageLabel& label,
                   const PayloadFormat& format) {
+  FASTCOMM_CHECK(
+      payload.size() <= std::numeric_limits<uint32_t>::max(),
+      "a payload of " << payload.size() << " bytes is too large for its header: cut the tensor");
   Header header{};
   header.magic = kMagic;
   header.version = kVersion;

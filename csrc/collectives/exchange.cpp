@@ -40,6 +40,11 @@ MessageLabel Exchange::label(int segment, int64_t slice) const {
   return {id_.step, id_.bucket, static_cast<uint16_t>(segment), static_cast<uint32_t>(slice)};
 }
 
+std::string Exchange::describe() const {
+  return "step " + std::to_string(id_.step) + ", bucket " + std::to_string(id_.bucket) + ", " +
+         codec_.describe();
+}
+
 void Exchange::encode(ElementRange range, std::span<const std::byte> received,
                       const MessageLabel& received_label, std::span<std::byte> payload,
                       const MessageLabel& label) {

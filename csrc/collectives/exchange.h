@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "codecs/codec.h"
@@ -62,6 +63,8 @@ class Exchange {
   int64_t payload_bytes(ElementRange range) const { return codec_.payload_bytes(range); }
   PayloadBuffers& buffers() { return buffers_; }
   MessageLabel label(int segment, int64_t slice) const;
+  // What must be the same on every rank, for people to read.
+  std::string describe() const;
 
   // Codec and Transport calls, measured.
   void encode(ElementRange range, std::span<const std::byte> received,

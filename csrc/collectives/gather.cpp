@@ -5,6 +5,7 @@
 // rank r - h. Every rank ends with all N payloads and sums them in rank order, so that the results
 // are bit-identical. For sparse codecs the sum is the exact union of what the ranks selected.
 
+#include <algorithm>
 #include <vector>
 
 #include "collectives/schedules.h"

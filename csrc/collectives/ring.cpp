@@ -24,6 +24,7 @@
 // free, a hop ahead. A wait for message t depends on messages before t only, on every rank: no
 // deadlock, whatever the sizes.
 
+#include <algorithm>
 #include <array>
 #include <vector>
 

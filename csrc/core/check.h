@@ -18,6 +18,12 @@ class PayloadError : public Error {
   using Error::Error;
 };
 
+// The ranks were called with different arguments, or are out of step.
+class MismatchError : public Error {
+ public:
+  using Error::Error;
+};
+
 }  // namespace fastcomm
 
 #define FASTCOMM_THROW(ErrorType, message)                                    \

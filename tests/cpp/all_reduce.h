@@ -38,6 +38,7 @@ class SlicedCodec final : public Codec {
     if (slice_elements_ > 0) shape.slice_elements = slice_elements_;
     return shape;
   }
+  std::string describe() const override { return codec_.describe(); }
   int64_t payload_bytes(ElementRange range) const override { return codec_.payload_bytes(range); }
   void encode(ElementRange range, std::span<const std::byte> received,
               const MessageLabel& received_label, std::span<std::byte> payload,

@@ -14,7 +14,6 @@ struct Bf16 {
   static constexpr bool kHasScale = false;
   using Unit = uint16_t;
 
-  FASTCOMM_HOST_DEVICE static uint16_t wire_scale(uint32_t) { return 0; }
   FASTCOMM_HOST_DEVICE static uint32_t quantize(float value, BlockScale) {
     return float_to_bf16(value);
   }

@@ -32,18 +32,20 @@ inline constexpr uint32_t kSmallestScalableBits = 0x0d800000u;  // 2^-100
 inline constexpr uint16_t kNonFiniteScale = 0x7fc0u;            // bf16 NaN
 
 template <class C>
-concept DenseCodec = requires(float value, uint32_t bits, uint16_t wire_scale, BlockScale scale) {
+concept DenseCodec = requires(float value, uint32_t bits, BlockScale scale) {
   { C::kName } -> std::convertible_to<std::string_view>;
   { C::kWireId } -> std::convertible_to<uint8_t>;     // in the header of every payload
   { C::kBlockElements } -> std::convertible_to<int>;  // a multiple of 64 elements
   { C::kElementsPerUnit } -> std::convertible_to<int>;
   { C::kHasScale } -> std::convertible_to<bool>;  // one bf16 per block on the wire
   typename C::Unit;
-  // With kHasScale: the bf16 scale of a block whose largest magnitude is `bits`, a value in
-  // [kSmallestScalableBits, kLargestScalableBits).
-  { C::wire_scale(bits) } -> std::same_as<uint16_t>;
   { C::quantize(value, scale) } -> std::same_as<uint32_t>;
   { C::dequantize(bits, scale) } -> std::same_as<float>;
+  // With kHasScale: the bf16 scale of a block whose largest magnitude is `bits`, a value in
+  // [kSmallestScalableBits, kLargestScalableBits).
+  requires !C::kHasScale || requires {
+    { C::wire_scale(bits) } -> std::same_as<uint16_t>;
+  };
 };
 
 template <class C>

@@ -13,7 +13,6 @@ struct Fp32 {
   static constexpr bool kHasScale = false;
   using Unit = uint32_t;
 
-  FASTCOMM_HOST_DEVICE static uint16_t wire_scale(uint32_t) { return 0; }
   FASTCOMM_HOST_DEVICE static uint32_t quantize(float value, BlockScale) {
     // One NaN for all processors, which differ in the sign of theirs.
     return magnitude_bits(value) > kInfinityBits ? 0x7fc00000u : float_bits(value);

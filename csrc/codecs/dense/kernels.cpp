@@ -1,17 +1,12 @@
 #include "codecs/dense/kernels.h"
 
 #include <algorithm>
-#include <array>
 #include <cstring>
 #include <type_traits>
 #include <utility>
 
 #include "codecs/dense/codecs.h"
 #include "codecs/payload.h"
-
-#if FASTCOMM_X86
-#include <immintrin.h>
-#endif
 
 // The same loops, compiled for each instruction set.
 #define FASTCOMM_LOOPS_NAMESPACE baseline

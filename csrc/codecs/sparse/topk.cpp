@@ -22,10 +22,8 @@ struct SectionView {
     offsets = section + align_up(counts_end - section, kSectionAlignment);
     offsets_end = offsets + k * 2;
     values = section + align_up(offsets_end - section, kSectionAlignment);
-    values_end = values + k * 2;
-    end = section + align_up(values_end - section, kSectionAlignment);
   }
-  Byte *counts, *counts_end, *offsets, *offsets_end, *values, *values_end, *end;
+  Byte *counts, *counts_end, *offsets, *offsets_end, *values;
 };
 
 uint32_t load_count(const std::byte* counts, int64_t sub_block) {
@@ -93,8 +91,8 @@ int64_t topk_count(double density, int64_t num_elements) {
 }
 
 int64_t topk_section_bytes(int64_t k, int64_t num_elements) {
-  const std::byte* const none = nullptr;
-  return SectionView<const std::byte>(none, k, num_elements).end - none;
+  const int64_t counts_bytes = align_up(num_sub_blocks(num_elements) * 4, kSectionAlignment);
+  return counts_bytes + 2 * align_up(k * 2, kSectionAlignment);
 }
 
 std::span<const TopKPiece> TopKEncoder::with_residuals(std::span<const TopKPiece> pieces,
