@@ -100,10 +100,6 @@ class ConnectedGroup:
         """Return the native layer's totals: ``wire_bytes`` and ``seconds_…``."""
         return self._communicator.measurements()
 
-    def close(self) -> None:
-        """Wait for what is under way and end the native threads."""
-        self._communicator.close()
-
     def abort(self) -> None:
         """End what is under way with an error, and the native threads."""
         self._communicator.abort()
