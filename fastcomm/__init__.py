@@ -4,12 +4,17 @@ from fastcomm._compatibility import check_build
 
 check_build()
 
-from fastcomm.codecs import (  # noqa: E402  (the check must come before the native module)
+from fastcomm.codecs import (  # noqa: E402
     Bf16,
     Codec,
+    DenseCodec,
+    Fp8,
+    Fp16,
     Fp32,
+    Int2,
     Int4,
     Int8,
+    Sign,
     TopK,
     codec,
 )
@@ -24,13 +29,18 @@ __all__ = [
     "ArgumentError",
     "Bf16",
     "Codec",
+    "DenseCodec",
     "Error",
+    "Fp8",
+    "Fp16",
     "Fp32",
     "HookState",
+    "Int2",
     "Int4",
     "Int8",
     "MismatchError",
     "PayloadError",
+    "Sign",
     "Stats",
     "TopK",
     "Work",

@@ -6,6 +6,7 @@ import torch
 
 import fastcomm
 from fastcomm import _C, _build_info
+from fastcomm.codecs import codec_names
 
 
 def report() -> dict[str, str]:
@@ -20,7 +21,7 @@ def report() -> dict[str, str]:
         "pybind11 internals": _build_info.PYBIND11_INTERNALS,
         "CUDA architectures": _build_info.CUDA_ARCHITECTURES or "none: built for the CPU only",
         "CPU instruction set": f"{_C.active_isa()} (supported: {', '.join(_C.supported_isas())})",
-        "codecs": ", ".join([*_C.dense_codec_names(), "topk:DENSITY"]),
+        "codecs": ", ".join(codec_names()),
         "algorithms": ", ".join(["auto", *_C.algorithm_names()]),
     }
 

@@ -65,3 +65,9 @@ def require_process_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
             "call this only on the ranks of the group"
         )
     return group
+
+
+def check_num_threads(num_threads: int | None) -> None:
+    """Raise :class:`ArgumentError` unless ``num_threads`` is None or at least 1."""
+    if num_threads is not None and num_threads < 1:
+        raise ArgumentError(f"codec_threads {num_threads} is less than 1; leave it out, or use 1")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
 import torch
@@ -34,9 +34,22 @@ class Codec:
         """Whether anything is left out of a payload, so that error feedback matters."""
         return True
 
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether it rounds at random: for synchronization without error feedback only."""
+        return False
+
     def at_warmup(self, progress: float) -> Codec:
         """Return the codec to use at ``progress`` (0 <= progress < 1) of a warm-up."""
         return Fp32()
+
+    def check_error_feedback(self, has_residual: bool) -> None:
+        """Raise :class:`ArgumentError` if this codec cannot be used with a residual."""
+        if has_residual and self.is_stochastic:
+            raise ArgumentError(
+                f"codec {str(self)!r} rounds at random, which replaces error feedback; use "
+                f'codec="{self.name}", or no residual (error_feedback=False)'
+            )
 
     def wire_bytes(self, num_elements: int) -> int:
         """Return the size in bytes of a payload of ``num_elements`` elements, header included."""
@@ -52,6 +65,8 @@ class Codec:
             residual: contiguous float32 CPU tensor of as many elements, updated in place;
                 None: what is left out is lost.
 
+        Stochastic rounding uses the random numbers of rank 0, step 0.
+
         Returns:
             The payload, a uint8 tensor of shape (``wire_bytes(tensor.numel())``,).
 
@@ -60,7 +75,10 @@ class Codec:
         """
         check_tensor(tensor, "tensor")
         check_residual(residual, tensor)
-        return _C.encode(self.spec, tensor.detach(), residual)
+        self.check_error_feedback(residual is not None)
+        payload = torch.empty(self.wire_bytes(tensor.numel()), dtype=torch.uint8)
+        _C.encode(self.spec, tensor.detach(), residual, [], payload, _C.CodecWorkspace())
+        return payload
 
     def decode(self, payload: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """Decode a payload of this codec.
@@ -92,21 +110,89 @@ class Codec:
         check_tensor(out, "out")
         if payload.data_ptr() % _C.PAYLOAD_ALIGNMENT:
             payload = payload.clone()
-        _C.decode(self.spec, payload, out.detach())
+        _C.decode(self.spec, payload, out.detach(), _C.CodecWorkspace())
         return out
 
 
-def _check_block_size(codec_object: Int8 | Int4) -> None:
-    expected = _C.block_elements(codec_object.name)
-    if codec_object.block_size != expected:
-        raise ArgumentError(
-            f"block_size {codec_object.block_size} is not available for {codec_object.name}; "
-            f"use block_size={expected}"
-        )
+_FORMATS = {native.name: native for native in _C.dense_formats()}
 
 
 @dataclass(frozen=True)
-class Fp32(Codec):
+class DenseCodec(Codec):
+    """A codec that sends a fixed number of bits for each element.
+
+    Args:
+        block_size: elements that share one scale. Each codec has one block size; None means it.
+        rounding: ``nearest``, or ``stochastic`` where the codec offers it: up or down at random, so
+            that the expectation of what is sent is the value itself. It replaces error feedback;
+            same inputs and seed give same bits, whatever the CPU and the number of threads.
+        seed: of the rotation (``int2``, ``sign``) or of stochastic rounding, 0 to 2**32 - 1. The
+            same on every rank.
+
+    Raises:
+        ArgumentError: for a parameter that this codec does not have.
+    """
+
+    block_size: int | None = None
+    _: KW_ONLY
+    rounding: str = "nearest"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        native = _FORMATS[self.name]
+        if self.block_size is None:
+            object.__setattr__(self, "block_size", native.block_elements)
+        if self.block_size != native.block_elements:
+            raise ArgumentError(
+                f"block_size {self.block_size} is not available for {self.name}; "
+                f"use block_size={native.block_elements}"
+            )
+        roundings = ["nearest", *(["stochastic"] if native.has_stochastic_rounding else [])]
+        if self.rounding not in roundings:
+            raise ArgumentError(
+                f"rounding {self.rounding!r} is not available for {self.name}; "
+                f"use {' or '.join(roundings)}"
+            )
+        if not 0 <= self.seed < 2**32:
+            raise ArgumentError(f"seed {self.seed} is outside 0 to 2**32 - 1")
+        if self.seed and not (native.is_rotated or self.is_stochastic):
+            raise ArgumentError(
+                f"codec {self.name} with rounding to nearest uses no random numbers; "
+                f"leave out seed={self.seed}"
+            )
+
+    def __str__(self) -> str:
+        options = ["stochastic"] if self.is_stochastic else []
+        options += [f"seed={self.seed}"] if self.seed else []
+        return ":".join([self.name, *([",".join(options)] if options else [])])
+
+    @property
+    def is_stochastic(self) -> bool:  # noqa: D102
+        return self.rounding == "stochastic"
+
+    @property
+    def spec(self) -> _C.CodecSpec:  # noqa: D102
+        return _C.CodecSpec(self.name, is_stochastic=self.is_stochastic, seed=self.seed)
+
+    @classmethod
+    def parse(cls, name: str, options: str) -> DenseCodec:
+        """Return the codec of ``name:options``, options being ``stochastic`` and ``seed=N``."""
+        rounding, seed = "nearest", 0
+        for option in options.split(",") if options else []:
+            key, equals, value = option.partition("=")
+            if option == "stochastic":
+                rounding = option
+            elif key == "seed" and equals and value.isdecimal():
+                seed = int(value)
+            else:
+                raise ArgumentError(
+                    f"codec {name}:{options} has an unknown option {option!r}; "
+                    f"for instance {name}:seed=1 or int8:stochastic,seed=1"
+                )
+        return cls(rounding=rounding, seed=seed)
+
+
+class Fp32(DenseCodec):
     """The values themselves in float32: 4 bytes per element, nothing left out."""
 
     name: ClassVar[str] = "fp32"
@@ -116,33 +202,54 @@ class Fp32(Codec):
         return False
 
 
-@dataclass(frozen=True)
-class Bf16(Codec):
+class Bf16(DenseCodec):
     """bfloat16, rounded half to even: 2 bytes per element."""
 
     name: ClassVar[str] = "bf16"
 
 
-@dataclass(frozen=True)
-class Int8(Codec):
+class Fp16(DenseCodec):
+    """float16, rounded half to even, saturating at 65504: 2 bytes per element."""
+
+    name: ClassVar[str] = "fp16"
+
+
+class Fp8(DenseCodec):
+    """8-bit floats (e4m3) with one bf16 scale per block: 1.004 bytes per element."""
+
+    name: ClassVar[str] = "fp8"
+
+
+class Int8(DenseCodec):
     """Symmetric 8-bit integers with one bf16 scale per block: 1.004 bytes per element."""
 
     name: ClassVar[str] = "int8"
-    block_size: int = 512
-
-    def __post_init__(self) -> None:
-        _check_block_size(self)
 
 
-@dataclass(frozen=True)
-class Int4(Codec):
+class Int4(DenseCodec):
     """Symmetric 4-bit integers with one bf16 scale per block: 0.508 bytes per element."""
 
     name: ClassVar[str] = "int4"
-    block_size: int = 256
 
-    def __post_init__(self) -> None:
-        _check_block_size(self)
+
+class Int2(DenseCodec):
+    """Four levels in a Hadamard-rotated block: 0.258 bytes per element.
+
+    The randomized rotation is that of "Distributed Mean Estimation with Limited Communication",
+    Suresh et al., ICML 2017, section 3.
+    """
+
+    name: ClassVar[str] = "int2"
+
+
+class Sign(DenseCodec):
+    """Signs and the mean magnitude of a Hadamard-rotated block: 0.133 bytes per element.
+
+    "Error Feedback Fixes SignSGD", Karimireddy et al., ICML 2019, in a rotated basis as
+    :class:`Int2`.
+    """
+
+    name: ClassVar[str] = "sign"
 
 
 @dataclass(frozen=True)
@@ -178,14 +285,29 @@ class TopK(Codec):
         return TopK(density=self.density**progress)
 
 
-_CODECS: dict[str, type[Codec]] = {c.name: c for c in (Fp32, Bf16, Int8, Int4)}
+_CLASSES: dict[str, type[DenseCodec]] = {
+    dense.name: dense for dense in (Fp32, Bf16, Fp16, Fp8, Int8, Int4, Int2, Sign)
+}
+# The native layer's list decides which codecs there are; one without a class above gets one here.
+for _name in _FORMATS.keys() - _CLASSES.keys():
+    _CLASSES[_name] = type(_name.capitalize(), (DenseCodec,), {"name": _name})
+
+
+def codec_names() -> list[str]:
+    """Return the names that :func:`codec` takes."""
+    return [*_CLASSES, "topk:DENSITY"]
 
 
 def codec(name: str | Codec) -> Codec:
-    """Return the codec of a name: ``fp32``, ``bf16``, ``int8``, ``int4`` or ``topk:DENSITY``.
+    """Return the codec of a name.
+
+    ``fp32``, ``bf16``, ``fp16``, ``fp8``, ``int8``, ``int4``, ``int2``, ``sign``, or
+    ``topk:DENSITY``. Options follow a colon: ``int8:stochastic,seed=1``, ``sign:seed=1``; see
+    :class:`DenseCodec`.
 
     Raises:
-        ArgumentError: for an unknown name (lists the known ones) or a density outside (0, 1].
+        ArgumentError: for an unknown name (lists the known ones), a density outside (0, 1], or an
+            option that the codec does not have.
     """
     if isinstance(name, Codec):
         return name
@@ -194,16 +316,15 @@ def codec(name: str | Codec) -> Codec:
             f"codec must be a name or a fastcomm.Codec, got {type(name).__name__}; "
             'use for instance codec="int8"'
         )
-    base, colon, parameter = name.partition(":")
+    base, colon, options = name.partition(":")
     if base == TopK.name:
         try:
-            density = float(parameter)
+            density = float(options)
         except ValueError:
             raise ArgumentError(
                 f"codec {name!r} needs a density, a number in (0, 1]: for instance topk:0.01"
             ) from None
         return TopK(density=density)
-    if base not in _CODECS or colon:
-        known = ", ".join([*_CODECS, "topk:DENSITY"])
-        raise ArgumentError(f"unknown codec {name!r}; known codecs: {known}")
-    return _CODECS[base]()
+    if base not in _CLASSES or (colon and not options):
+        raise ArgumentError(f"unknown codec {name!r}; known codecs: {', '.join(codec_names())}")
+    return _CLASSES[base].parse(base, options)

@@ -7,7 +7,10 @@ never be confused with the user's, whichever threads they come from.
 from __future__ import annotations
 
 import atexit
+import functools
 import json
+import os
+import socket
 import weakref
 
 import torch
@@ -44,7 +47,31 @@ class ConnectedGroup:
             self._store = PrefixStore(f"fastcomm/{index}", process_group.get_group_store())
             backend = _make_backend(process_group, self._store)
         self._communicator = _C.Communicator(backend, NUM_LANES)
+        self._threads: _C.ThreadPool | None = None
         _open_groups.add(self)
+
+    def threads(self, num_threads: int | None) -> _C.ThreadPool:
+        """Return threads that encode and decode a slice together, the lane's own included.
+
+        Args:
+            num_threads: how many, at least 1; None: the cores that this host's ranks leave idle
+                when each computes with ``torch.get_num_threads()`` threads.
+        """
+        if num_threads is None:
+            num_cores = len(os.sched_getaffinity(0)) // self._num_ranks_on_host
+            num_threads = max(1, num_cores - torch.get_num_threads())
+        if self._threads is None or self._threads.num_threads != num_threads:
+            self._threads = _C.ThreadPool(num_threads)
+        return self._threads
+
+    @functools.cached_property
+    def _num_ranks_on_host(self) -> int:
+        if self._store is None:
+            return 1
+        host = socket.gethostname()
+        self._store.set(f"host/{self.rank}", host)
+        hosts = [self._store.get(f"host/{rank}").decode() for rank in range(self.world_size)]
+        return hosts.count(host)
 
     def check_agreement(self, settings: dict[str, str]) -> None:
         """Compare ``settings`` between all ranks, before any data flows.

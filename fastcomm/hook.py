@@ -12,7 +12,7 @@ from torch.distributed import GradBucket  # type: ignore[attr-defined]  # torch'
 from torch.nn.parallel import DistributedDataParallel
 
 from fastcomm import _C
-from fastcomm._arguments import check_tensor, require_process_group
+from fastcomm._arguments import check_num_threads, check_tensor, require_process_group
 from fastcomm.codecs import Codec, Fp32
 from fastcomm.codecs import codec as parse_codec
 from fastcomm.errors import ArgumentError, Error
@@ -32,12 +32,15 @@ class HookState:
         codec: a codec or its name; see :func:`fastcomm.codec`.
         process_group: the ranks that synchronize; None: the default group. Give the group that the
             DDP model has.
-        algorithm: ``ring``, ``gather`` or ``auto``.
+        algorithm: ``ring``, ``gather``, ``scatter_gather`` or ``auto``.
         error_feedback: keep what compression leaves out and add it to the next step's gradient.
+            False for codecs with stochastic rounding.
         min_compress_elements: smaller parameters, and all one-dimensional ones (biases, norms), are
             sent as float32, inside the same message.
         warmup_steps: during so many steps, start dense and become sparser (top-k: density ramps
             from 1 to its target; other codecs: fp32). None: no warm-up.
+        codec_threads: how many threads of this rank encode and decode a slice together; results do
+            not depend on it. None: the cores that the ranks of this host leave idle, at least 1.
 
     Raises:
         ArgumentError: for an argument that cannot work.
@@ -52,8 +55,12 @@ class HookState:
         error_feedback: bool = True,
         min_compress_elements: int = 1024,
         warmup_steps: int | None = None,
+        codec_threads: int | None = None,
     ) -> None:
         self.codec = parse_codec(codec)
+        self.codec.check_error_feedback(error_feedback)
+        check_num_threads(codec_threads)
+        self.codec_threads = codec_threads
         check_algorithm(algorithm)
         self.algorithm = algorithm
         self.process_group = require_process_group(process_group)
@@ -121,7 +128,11 @@ class HookState:
         future = self._group.all_reduce(
             buffer,
             layout.residual,
-            layout.plan(codec, choose_algorithm(self.algorithm, codec, world_size)),
+            layout.plan(
+                codec,
+                choose_algorithm(self.algorithm, codec, world_size),
+                self._group.threads(self.codec_threads),
+            ),
             1.0 / world_size,
             self._step,
             self._bucket_in_step,

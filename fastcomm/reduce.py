@@ -8,7 +8,12 @@ import torch
 import torch.distributed as dist
 
 from fastcomm import _C
-from fastcomm._arguments import check_residual, check_tensor, require_process_group
+from fastcomm._arguments import (
+    check_num_threads,
+    check_residual,
+    check_tensor,
+    require_process_group,
+)
 from fastcomm.codecs import Codec, Fp32
 from fastcomm.codecs import codec as parse_codec
 from fastcomm.errors import ArgumentError
@@ -44,10 +49,12 @@ class _Connection:
 
     def __init__(self, process_group: dist.ProcessGroup) -> None:
         self.group = ConnectedGroup(process_group)
-        self.plans: dict[tuple[Codec, str], _C.BucketPlan] = {}
+        self.plans: dict[tuple[Codec, str, _C.ThreadPool], _C.BucketPlan] = {}
         self.num_calls = 0
 
-    def plan(self, codec: Codec, algorithm: str, tensor: torch.Tensor) -> _C.BucketPlan:
+    def plan(
+        self, codec: Codec, algorithm: str, tensor: torch.Tensor, codec_threads: int | None
+    ) -> _C.BucketPlan:
         """Return the plan of a call; on the first one the ranks compare notes.
 
         Later calls are compared by the native layer, neighbour by neighbour.
@@ -60,10 +67,11 @@ class _Connection:
                     "tensor": f"{tensor.numel()} elements",
                 }
             )
-        key = (codec, algorithm)
+        threads = self.group.threads(codec_threads)
+        key = (codec, algorithm, threads)
         if key not in self.plans:
             resolved = choose_algorithm(algorithm, codec, self.group.world_size)
-            self.plans[key] = _C.BucketPlan(codec.spec, [], resolved)
+            self.plans[key] = _C.BucketPlan(codec.spec, [], resolved, threads)
         return self.plans[key]
 
 
@@ -80,6 +88,7 @@ def all_reduce(
     codec: str | Codec = "int8",
     residual: torch.Tensor | None = None,
     algorithm: str = "auto",
+    codec_threads: int | None = None,
 ) -> Work | None:
     """Reduce ``tensor`` over all ranks, in place, sending it compressed.
 
@@ -95,7 +104,9 @@ def all_reduce(
         residual: contiguous float32 CPU tensor of as many elements: this rank's error feedback
             ("Encoding a block" in docs/wire_format.md), added before encoding, updated in place.
             None: what the codec leaves out is lost.
-        algorithm: ``ring``, ``gather`` or ``auto``.
+        algorithm: ``ring``, ``gather``, ``scatter_gather`` or ``auto``.
+        codec_threads: how many threads of this rank encode and decode a slice together; results do
+            not depend on it. None: the cores that the ranks of this host leave idle, at least 1.
 
     Returns:
         A :class:`Work` if ``async_op``, else None.
@@ -109,7 +120,9 @@ def all_reduce(
     check_tensor(tensor, "tensor")
     check_residual(residual, tensor)
     codec = parse_codec(codec)
+    codec.check_error_feedback(residual is not None)
     check_algorithm(algorithm)
+    check_num_threads(codec_threads)
     if op not in (dist.ReduceOp.SUM, dist.ReduceOp.AVG):
         raise ArgumentError(f"op {op} is not supported; use ReduceOp.SUM or ReduceOp.AVG")
 
@@ -117,7 +130,7 @@ def all_reduce(
     if connection is None:
         connection = _connections[process_group] = _Connection(process_group)
     world_size = connection.group.world_size
-    plan = connection.plan(codec if world_size > 1 else Fp32(), algorithm, tensor)
+    plan = connection.plan(codec if world_size > 1 else Fp32(), algorithm, tensor, codec_threads)
     factor = 1.0 / world_size if op == dist.ReduceOp.AVG else 1.0
     future = connection.group.all_reduce(
         tensor.detach(),

@@ -35,12 +35,12 @@ class BucketLayout:
         )
         return f"{len(self.parameters)} parameters of {self.parameters[0].dtype}, elements {runs}"
 
-    def plan(self, codec: Codec, algorithm: str) -> _C.BucketPlan:
+    def plan(self, codec: Codec, algorithm: str, threads: _C.ThreadPool) -> _C.BucketPlan:
         """Return the plan to synchronize this bucket with ``codec`` and ``algorithm``."""
         key = (codec, algorithm)
         if key not in self.plans:
             self.plans.clear()  # a warm-up uses another codec at each step
-            self.plans[key] = _C.BucketPlan(codec.spec, self.runs, algorithm)
+            self.plans[key] = _C.BucketPlan(codec.spec, self.runs, algorithm, threads)
         return self.plans[key]
 
 

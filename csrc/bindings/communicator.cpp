@@ -2,6 +2,8 @@
 
 #include <pthread.h>
 
+#include <cfenv>
+
 #include "collectives/announcement.h"
 
 namespace fastcomm {
@@ -84,6 +86,9 @@ Measurements Communicator::measurements() const {
 }
 
 void Communicator::run_lane(Lane& lane) {
+  // A thread inherits the floating-point mode of its creator; torch.set_flush_denormal() would
+  // lose small residuals here.
+  std::fesetenv(FE_DFL_ENV);
   while (true) {
     std::string failure;
     Job job;
@@ -114,7 +119,8 @@ void Communicator::run_lane(Lane& lane) {
 void Communicator::run_job(Lane& lane, const Job& job) {
   BucketMemory memory{job.bucket.data_ptr(), dtype_of(job.bucket),
                       job.residual ? job.residual->data_ptr<float>() : nullptr, job.bucket.numel()};
-  BucketCodec codec(job.plan->codec, memory, job.plan->runs, job.factor, lane.workspace);
+  lane.workspace.threads = job.plan->threads;
+  BucketCodec codec(job.plan->codec, memory, job.plan->runs, job.factor, rank_, lane.workspace);
   Measurements measurements;
   Exchange exchange(codec, lane.transport, lane.buffers, measurements, job.id);
   compare_with_neighbours(exchange, job.plan->schedule->name);

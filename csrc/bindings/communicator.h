@@ -29,6 +29,7 @@ struct BucketPlan {
   CodecSpec codec;
   std::vector<Run> runs;
   const Schedule* schedule;
+  std::shared_ptr<ThreadPool> threads;  // that help the lanes to encode and decode; may be null
 };
 
 // One all-reduce of one bucket.

@@ -8,6 +8,7 @@
 #include "bindings/communicator.h"
 #include "bindings/future.h"
 #include "collectives/announcement.h"
+#include "collectives/schedules.h"
 
 namespace fastcomm {
 namespace {
@@ -42,28 +43,73 @@ std::span<std::byte> bytes_of(const at::Tensor& payload) {
   return {static_cast<std::byte*>(payload.data_ptr()), static_cast<size_t>(payload.numel())};
 }
 
-int64_t payload_bytes(const CodecSpec& spec, int64_t num_elements) {
+// Payloads of slices, one after another, as the ring cuts a bucket: for the codecs' users and their
+// benchmark. A whole tensor in one payload is one slice.
+struct Slices {
+  Slices(const BucketCodec& codec, bool is_whole) {
+    const BucketShape shape = codec.shape();
+    ranges = is_whole ? std::vector<ElementRange>{{0, shape.num_elements}}
+                      : cut_slices({0, shape.num_elements}, shape.slice_elements);
+    for (ElementRange range : ranges) {
+      offsets.push_back(bytes);
+      bytes += align_up(codec.payload_bytes(range), kSectionAlignment);
+    }
+    offsets.push_back(bytes);
+  }
+  template <class Byte>
+  std::span<Byte> payload(const BucketCodec& codec, std::span<Byte> payloads, size_t i) const {
+    return payloads.subspan(static_cast<size_t>(offsets[i]),
+                            static_cast<size_t>(codec.payload_bytes(ranges[i])));
+  }
+  std::vector<ElementRange> ranges;
+  std::vector<int64_t> offsets;
+  int64_t bytes = 0;
+};
+
+int64_t payload_bytes(const CodecSpec& spec, int64_t num_elements, bool sliced) {
   CodecWorkspace workspace;
   const BucketMemory nowhere{nullptr, DType::kFloat32, nullptr, num_elements};
-  return BucketCodec(spec, nowhere, {}, 1.0f, workspace).payload_bytes({0, num_elements});
+  return Slices(BucketCodec(spec, nowhere, {}, 1.0f, 0, workspace), !sliced).bytes;
 }
 
-at::Tensor encode(const CodecSpec& spec, const at::Tensor& tensor,
-                  const std::optional<at::Tensor>& residual) {
-  CodecWorkspace workspace;
-  BucketCodec codec(spec, memory_of(tensor, residual), {}, 1.0f, workspace);
-  const ElementRange all{0, tensor.numel()};
-  at::Tensor payload = at::empty({codec.payload_bytes(all)}, at::kByte);
-  codec.encode(all, {}, {}, bytes_of(payload), {});
-  return payload;
+void check_payload_size(std::span<const std::byte> payload, const Slices& slices) {
+  FASTCOMM_CHECK(static_cast<int64_t>(payload.size()) == slices.bytes,
+                 "the payload has " << payload.size() << " bytes, not " << slices.bytes);
 }
 
-void decode(const CodecSpec& spec, const at::Tensor& payload, const at::Tensor& out) {
-  CodecWorkspace workspace;
-  BucketCodec codec(spec, memory_of(out, std::nullopt), {}, 1.0f, workspace);
-  const std::span<const std::byte> bytes = bytes_of(payload);
+void encode(const CodecSpec& spec, const at::Tensor& tensor,
+            const std::optional<at::Tensor>& residual, const std::vector<at::Tensor>& received,
+            const at::Tensor& payload, CodecWorkspace& workspace, bool sliced) {
+  BucketCodec codec(spec, memory_of(tensor, residual), {}, 1.0f, 0, workspace);
+  const Slices slices(codec, !sliced);
+  check_payload_size(bytes_of(payload), slices);
+  for (const at::Tensor& other : received) check_payload_size(bytes_of(other), slices);
+  const std::vector<MessageLabel> labels(received.size());
+  std::vector<std::span<const std::byte>> received_slices(received.size());
+  for (size_t i = 0; i < slices.ranges.size(); ++i) {
+    for (size_t r = 0; r < received.size(); ++r) {
+      received_slices[r] = slices.payload<std::byte>(codec, bytes_of(received[r]), i);
+    }
+    codec.encode(slices.ranges[i], received_slices, labels,
+                 slices.payload<std::byte>(codec, bytes_of(payload), i), {});
+  }
+}
+
+void decode(const CodecSpec& spec, const at::Tensor& payload, const at::Tensor& out,
+            CodecWorkspace& workspace, bool sliced) {
+  BucketCodec codec(spec, memory_of(out, std::nullopt), {}, 1.0f, 0, workspace);
+  const Slices slices(codec, !sliced);
   const MessageLabel label;
-  codec.decode({0, out.numel()}, {&bytes, 1}, {&label, 1});
+  if (!sliced) {  // of any size: the header's check says what is wrong
+    const std::span<const std::byte> bytes = bytes_of(payload);
+    return codec.decode(slices.ranges[0], {&bytes, 1}, {&label, 1});
+  }
+  check_payload_size(bytes_of(payload), slices);
+  for (size_t i = 0; i < slices.ranges.size(); ++i) {
+    const std::span<const std::byte> bytes =
+        slices.payload<std::byte>(codec, bytes_of(payload), i);
+    codec.decode(slices.ranges[i], {&bytes, 1}, {&label, 1});
+  }
 }
 
 std::shared_ptr<PythonFuture> all_reduce(Communicator& communicator, const at::Tensor& bucket,
@@ -128,13 +174,16 @@ PYBIND11_MODULE(_C, module) {
   module.attr("PAYLOAD_ALIGNMENT") = kSectionAlignment;
   module.attr("ANNOUNCEMENT_BYTES") = kAnnouncementBytes;
   module.attr("TOPK_LARGEST_SPARSE_DENSITY") = kLargestSparseDensity;
-  module.def("dense_codec_names", [] {
-    std::vector<std::string> names;
-    for (const DenseFormat& format : dense_formats()) names.emplace_back(format.name);
-    return names;
-  });
-  module.def("block_elements",
-             [](const std::string& name) { return dense_format(name).block_elements; });
+  py::class_<DenseFormat>(module, "DenseFormat")
+      .def_property_readonly("name", [](const DenseFormat& f) { return std::string(f.name); })
+      .def_readonly("block_elements", &DenseFormat::block_elements)
+      .def_readonly("has_scale", &DenseFormat::has_scale)
+      .def_readonly("is_rotated", &DenseFormat::is_rotated)
+      .def_readonly("has_stochastic_rounding", &DenseFormat::has_stochastic_rounding)
+      .def_property_readonly("code_bits", [](const DenseFormat& f) {
+        return 8 * f.unit_bytes / f.elements_per_unit;
+      });
+  module.def("dense_formats", [] { return dense_formats(); });
   module.def("algorithm_names", [] {
     std::vector<std::string> names;
     for (const Schedule& schedule : schedules()) names.emplace_back(schedule.name);
@@ -149,27 +198,42 @@ PYBIND11_MODULE(_C, module) {
   module.def("force_isa", [](const std::string& name) { force_isa(name); });
 
   py::class_<CodecSpec>(module, "CodecSpec")
-      .def(py::init([](std::string name, double density) {
-             return CodecSpec{std::move(name), density};
+      .def(py::init([](std::string name, double density, bool is_stochastic, uint32_t seed) {
+             return CodecSpec{std::move(name), density, is_stochastic, seed};
            }),
-           py::arg("name"), py::arg("density") = 1.0);
-  module.def("payload_bytes", payload_bytes);
+           py::arg("name"), py::arg("density") = 1.0, py::arg("is_stochastic") = false,
+           py::arg("seed") = 0);
+  py::class_<ThreadPool, std::shared_ptr<ThreadPool>>(module, "ThreadPool")
+      .def(py::init<int>(), py::arg("num_threads"))
+      .def_property_readonly("num_threads", &ThreadPool::num_threads);
+  py::class_<CodecWorkspace>(module, "CodecWorkspace")
+      .def(py::init([](std::shared_ptr<ThreadPool> threads) {
+             auto workspace = std::make_unique<CodecWorkspace>();
+             workspace->threads = std::move(threads);
+             return workspace;
+           }),
+           py::arg("threads") = nullptr);
+  module.def("payload_bytes", payload_bytes, py::arg("spec"), py::arg("num_elements"),
+             py::arg("sliced") = false);
   module.def("payload_num_elements", [](const at::Tensor& payload) {
     return int64_t{payload_num_elements(bytes_of(payload))};
   });
-  module.def("encode", encode, NoGil());
-  module.def("decode", decode, NoGil());
+  module.def("encode", encode, py::arg("spec"), py::arg("tensor"), py::arg("residual"),
+             py::arg("received"), py::arg("payload"), py::arg("workspace"),
+             py::arg("sliced") = false, NoGil());
+  module.def("decode", decode, py::arg("spec"), py::arg("payload"), py::arg("out"),
+             py::arg("workspace"), py::arg("sliced") = false, NoGil());
 
   py::class_<BucketPlan, std::shared_ptr<BucketPlan>>(module, "BucketPlan")
       .def(py::init([](CodecSpec codec, const std::vector<std::pair<int64_t, bool>>& runs,
-                       const std::string& algorithm) {
-             BucketPlan plan{std::move(codec), {}, &schedule(algorithm)};
+                       const std::string& algorithm, std::shared_ptr<ThreadPool> threads) {
+             BucketPlan plan{std::move(codec), {}, &schedule(algorithm), std::move(threads)};
              for (const auto& [num_elements, compressed] : runs) {
                plan.runs.push_back({num_elements, compressed});
              }
              return std::make_shared<BucketPlan>(std::move(plan));
            }),
-           py::arg("codec"), py::arg("runs"), py::arg("algorithm"));
+           py::arg("codec"), py::arg("runs"), py::arg("algorithm"), py::arg("threads"));
 
   py::class_<Communicator, std::unique_ptr<Communicator, DeleteWithoutGil>>(module, "Communicator")
       .def(py::init([](std::optional<c10::intrusive_ptr<c10d::Backend>> backend, int num_lanes) {
@@ -180,7 +244,6 @@ PYBIND11_MODULE(_C, module) {
       .def("all_reduce", all_reduce, py::arg("bucket"), py::arg("residual"), py::arg("plan"),
            py::arg("factor"), py::arg("step"), py::arg("bucket_index"))
       .def("measurements", measurements_dict)
-      .def("close", &Communicator::close, NoGil())
       .def("abort", &Communicator::abort, NoGil());
 
   module.def("failed_future", [](const std::string& type, const std::string& message) {

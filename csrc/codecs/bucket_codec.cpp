@@ -13,19 +13,28 @@ namespace {
 // about 1 MiB per message to reach its full rate.
 constexpr int64_t kSlicePayloadBytes = int64_t{1} << 20;
 
+// What one thread takes at a time: enough to hide the hand-over, and a multiple of every block.
+constexpr int64_t kTaskElements = int64_t{1} << 16;
+
 }  // namespace
 
 BucketCodec::BucketCodec(const CodecSpec& spec, BucketMemory memory, const std::vector<Run>& runs,
-                         float factor, CodecWorkspace& workspace)
+                         float factor, int rank, CodecWorkspace& workspace)
     : dense_(spec.name == "topk" ? nullptr : &dense_format(spec.name)),
       plain_(&dense_format("fp32")),
-      density_(spec.density),
+      spec_(spec),
       memory_(memory),
       factor_(factor),
+      rank_(static_cast<uint32_t>(rank)),
       isa_(active_isa()),
       workspace_(workspace) {
-  FASTCOMM_CHECK(!is_sparse() || (density_ > 0 && density_ <= kLargestSparseDensity),
-                 "density " << density_ << " is outside (0, " << kLargestSparseDensity << "]");
+  FASTCOMM_CHECK(!is_sparse() || (spec.density > 0 && spec.density <= kLargestSparseDensity),
+                 "density " << spec.density << " is outside (0, " << kLargestSparseDensity << "]");
+  FASTCOMM_CHECK(!spec.is_stochastic || (!is_sparse() && dense_->has_stochastic_rounding),
+                 "codec " << spec.name << " has no stochastic rounding");
+  FASTCOMM_CHECK(!spec.is_stochastic || memory.residual == nullptr,
+                 "stochastic rounding keeps no residual");
+  if (!is_sparse() && dense_->is_rotated) workspace_.signs = make_rotation_signs(spec.seed);
   int64_t begin = 0;
   for (const Run& run : runs) {
     run_begins_.push_back(begin);
@@ -78,10 +87,11 @@ PayloadFormat BucketCodec::format(ElementRange range) const {
       "a payload of " << range.size() << " elements is too large for its header: cut the tensor");
   const auto num_elements = static_cast<uint32_t>(range.size());
   if (is_sparse()) {
-    const int64_t k = topk_count(density_, num_compressed(range));
+    const int64_t k = topk_count(spec_.density, num_compressed(range));
     return {kTopKWireId, static_cast<uint32_t>(k), num_elements};
   }
-  return {dense_->wire_id, static_cast<uint32_t>(dense_->block_elements), num_elements};
+  const auto block_elements = static_cast<uint32_t>(dense_->block_elements);
+  return {dense_->wire_id, dense_->is_rotated ? spec_.seed : block_elements, num_elements};
 }
 
 BucketShape BucketCodec::shape() const {
@@ -101,9 +111,10 @@ std::string BucketCodec::describe() const {
   }
   std::ostringstream text;
   if (is_sparse()) {
-    text << "topk k=" << topk_count(density_, num_compressed_elements);
+    text << "topk k=" << topk_count(spec_.density, num_compressed_elements);
   } else {
     text << dense_->name;
+    if (dense_->is_rotated) text << " seed=" << spec_.seed;
   }
   text << ", " << memory_.num_elements << " elements, layout " << std::hex << layout;
   return text.str();
@@ -113,7 +124,7 @@ int64_t BucketCodec::payload_bytes(ElementRange range) const {
   int64_t bytes = kHeaderBytes;
   if (is_sparse()) {
     const int64_t count = num_compressed(range);
-    bytes += topk_section_bytes(topk_count(density_, count), count);
+    bytes += topk_section_bytes(topk_count(spec_.density, count), count);
   }
   for_each_piece(range, [&](int64_t begin, int64_t end, bool compressed) {
     if (compressed && is_sparse()) return;
@@ -122,11 +133,58 @@ int64_t BucketCodec::payload_bytes(ElementRange range) const {
   return bytes;
 }
 
-void BucketCodec::encode(ElementRange range, std::span<const std::byte> received,
-                         const MessageLabel& received_label, std::span<std::byte> payload,
-                         const MessageLabel& label) {
+std::span<const std::byte* const> BucketCodec::sections_at(
+    std::span<const std::span<const std::byte>> payloads, int64_t offset) {
+  workspace_.sections.clear();
+  for (const auto& payload : payloads) workspace_.sections.push_back(payload.data() + offset);
+  return workspace_.sections;
+}
+
+void BucketCodec::encode_dense(const DenseFormat& format, int64_t begin, int64_t end,
+                               std::span<const std::span<const std::byte>> received,
+                               std::span<std::byte> payload, int64_t offset,
+                               const RoundingNoise* noise) {
+  const auto sections = sections_at(received, offset);
+  EncodeArguments arguments{gradient_at(begin),
+                            residual_at(begin),
+                            sections.data(),
+                            static_cast<int>(sections.size()),
+                            payload.data() + offset,
+                            end - begin,
+                            0,
+                            0,
+                            &workspace_.signs,
+                            noise};
+  format.clear_padding(arguments.section, arguments.num_elements);
+  run_in_parts(workspace_.threads.get(), format.num_blocks(end - begin),
+               kTaskElements / format.block_elements, [&](int64_t first_block, int64_t end_block) {
+                 EncodeArguments part = arguments;
+                 part.first_block = first_block;
+                 part.end_block = end_block;
+                 format.kernels_of(isa_).encode(memory_.dtype, part);
+               });
+}
+
+void BucketCodec::decode_dense(const DenseFormat& format, int64_t begin, int64_t end,
+                               std::span<const std::span<const std::byte>> payloads,
+                               int64_t offset) {
+  const auto sections = sections_at(payloads, offset);
+  run_in_parts(
+      workspace_.threads.get(), format.num_blocks(end - begin),
+      kTaskElements / format.block_elements, [&](int64_t first_block, int64_t end_block) {
+        format.kernels_of(isa_).decode(
+            memory_.dtype, {sections.data(), static_cast<int>(sections.size()), gradient_at(begin),
+                            factor_, end - begin, first_block, end_block, &workspace_.signs});
+      });
+}
+
+void BucketCodec::encode(ElementRange range, std::span<const std::span<const std::byte>> received,
+                         std::span<const MessageLabel> received_labels,
+                         std::span<std::byte> payload, const MessageLabel& label) {
   const PayloadFormat payload_format = format(range);
-  if (!received.empty()) check_payload(received, received_label, payload_format);
+  for (size_t i = 0; i < received.size(); ++i) {
+    check_payload(received[i], received_labels[i], payload_format);
+  }
   int64_t offset = kHeaderBytes;
   if (is_sparse()) {
     auto& pieces = workspace_.topk_pieces;
@@ -138,20 +196,18 @@ void BucketCodec::encode(ElementRange range, std::span<const std::byte> received
       count += end - begin;
     });
     const int64_t k = payload_format.parameter;
-    const auto bytes = static_cast<size_t>(topk_section_bytes(k, count));
+    const int64_t bytes = topk_section_bytes(k, count);
     workspace_.topk_encoder.encode(
-        isa_, memory_.dtype, pieces, k,
-        received.empty() ? received : received.subspan(static_cast<size_t>(offset), bytes),
-        payload.subspan(static_cast<size_t>(offset), bytes));
-    offset += static_cast<int64_t>(bytes);
+        {isa_, workspace_.threads.get()}, memory_.dtype, pieces, k, sections_at(received, offset),
+        payload.subspan(static_cast<size_t>(offset), static_cast<size_t>(bytes)));
+    offset += bytes;
   }
   for_each_piece(range, [&](int64_t begin, int64_t end, bool compressed) {
     if (compressed && is_sparse()) return;
     const DenseFormat& dense = format_of(compressed);
-    dense.encode(isa_, memory_.dtype,
-                 {gradient_at(begin), residual_at(begin),
-                  received.empty() ? nullptr : received.data() + offset, payload.data() + offset,
-                  end - begin});
+    const RoundingNoise noise{spec_.seed, rank_, label.step, label.bucket, begin};
+    const bool is_stochastic = compressed && spec_.is_stochastic;
+    encode_dense(dense, begin, end, received, payload, offset, is_stochastic ? &noise : nullptr);
     offset += dense.section_bytes(end - begin);
   });
   seal_payload(payload, label, payload_format);
@@ -160,13 +216,9 @@ void BucketCodec::encode(ElementRange range, std::span<const std::byte> received
 void BucketCodec::decode(ElementRange range, std::span<const std::span<const std::byte>> payloads,
                          std::span<const MessageLabel> labels) {
   const PayloadFormat payload_format = format(range);
-  for (size_t i = 0; i < payloads.size(); ++i)
+  for (size_t i = 0; i < payloads.size(); ++i) {
     check_payload(payloads[i], labels[i], payload_format);
-  auto& sections = workspace_.sections;
-  auto sections_at = [&](int64_t offset) {
-    sections.clear();
-    for (const auto& payload : payloads) sections.push_back(payload.data() + offset);
-  };
+  }
   int64_t offset = kHeaderBytes;
   if (is_sparse()) {
     auto& pieces = workspace_.topk_out_pieces;
@@ -177,18 +229,15 @@ void BucketCodec::decode(ElementRange range, std::span<const std::span<const std
       pieces.push_back({gradient_at(begin), end - begin});
       count += end - begin;
     });
-    sections_at(offset);
-    workspace_.topk_decoder.decode(isa_, memory_.dtype, pieces, payload_format.parameter, factor_,
-                                   sections);
+    workspace_.topk_decoder.decode({isa_, workspace_.threads.get()}, memory_.dtype, pieces,
+                                   payload_format.parameter, factor_,
+                                   sections_at(payloads, offset));
     offset += topk_section_bytes(payload_format.parameter, count);
   }
   for_each_piece(range, [&](int64_t begin, int64_t end, bool compressed) {
     if (compressed && is_sparse()) return;
     const DenseFormat& dense = format_of(compressed);
-    sections_at(offset);
-    dense.decode(isa_, memory_.dtype,
-                 {sections.data(), static_cast<int>(sections.size()), gradient_at(begin), factor_,
-                  end - begin});
+    decode_dense(dense, begin, end, payloads, offset);
     offset += dense.section_bytes(end - begin);
   });
 }

@@ -7,19 +7,23 @@
 // a sparse codec share one section, which comes first: top-k selects among all of them.
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "codecs/codec.h"
 #include "codecs/dense/kernels.h"
 #include "codecs/sparse/topk.h"
+#include "core/thread_pool.h"
 
 namespace fastcomm {
 
 // A codec and its parameters. Parsing of user input is the Python layer's.
 struct CodecSpec {
-  std::string name;      // a dense codec, or "topk"
-  double density = 1.0;  // top-k only, in (0, kLargestSparseDensity]
+  std::string name;            // a dense codec, or "topk"
+  double density = 1.0;        // top-k only, in (0, kLargestSparseDensity]
+  bool is_stochastic = false;  // round at random; only for codecs that can, and without residual
+  uint32_t seed = 0;           // of the rotation and of stochastic rounding
 };
 
 struct Run {
@@ -37,6 +41,9 @@ struct BucketMemory {
 
 // Encoding and decoding buffers that outlive a bucket, so that a step allocates nothing.
 struct CodecWorkspace {
+  // Threads that share the work of one range; nullptr: only the caller's.
+  std::shared_ptr<ThreadPool> threads;
+  RotationSigns signs;
   TopKEncoder topk_encoder;
   TopKDecoder topk_decoder;
   std::vector<TopKPiece> topk_pieces;
@@ -46,21 +53,31 @@ struct CodecWorkspace {
 
 class BucketCodec final : public Codec {
  public:
-  // `runs` cover the bucket; empty: all of it is compressed. `factor` multiplies the decoded sum.
+  // `runs` cover the bucket; empty: all of it is compressed. `factor` multiplies the decoded sum;
+  // `rank` tells the random numbers of ranks apart.
   BucketCodec(const CodecSpec& spec, BucketMemory memory, const std::vector<Run>& runs,
-              float factor, CodecWorkspace& workspace);
+              float factor, int rank, CodecWorkspace& workspace);
 
   BucketShape shape() const override;
   std::string describe() const override;
   int64_t payload_bytes(ElementRange range) const override;
-  void encode(ElementRange range, std::span<const std::byte> received,
-              const MessageLabel& received_label, std::span<std::byte> payload,
+  void encode(ElementRange range, std::span<const std::span<const std::byte>> received,
+              std::span<const MessageLabel> received_labels, std::span<std::byte> payload,
               const MessageLabel& label) override;
   void decode(ElementRange range, std::span<const std::span<const std::byte>> payloads,
               std::span<const MessageLabel> labels) override;
 
  private:
   bool is_sparse() const { return dense_ == nullptr; }
+  // The section of [begin, end), at `offset` of every payload.
+  void encode_dense(const DenseFormat& format, int64_t begin, int64_t end,
+                    std::span<const std::span<const std::byte>> received,
+                    std::span<std::byte> payload, int64_t offset, const RoundingNoise* noise);
+  void decode_dense(const DenseFormat& format, int64_t begin, int64_t end,
+                    std::span<const std::span<const std::byte>> payloads, int64_t offset);
+  // Where the sections at `offset` of every payload are.
+  std::span<const std::byte* const> sections_at(
+      std::span<const std::span<const std::byte>> payloads, int64_t offset);
   PayloadFormat format(ElementRange range) const;
   int64_t num_compressed(ElementRange range) const;
   void* gradient_at(int64_t element) const;
@@ -72,11 +89,12 @@ class BucketCodec final : public Codec {
 
   const DenseFormat* dense_;  // nullptr: top-k
   const DenseFormat* plain_;  // of the runs that are not compressed
-  double density_;
+  CodecSpec spec_;
   BucketMemory memory_;
   std::vector<int64_t> run_begins_;  // and one past the end
   std::vector<bool> run_compressed_;
   float factor_;
+  uint32_t rank_;
   Isa isa_;
   CodecWorkspace& workspace_;
 };

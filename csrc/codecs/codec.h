@@ -37,12 +37,12 @@ class Codec {
   // Size of the payload of `range`: the same on every rank, header included.
   virtual int64_t payload_bytes(ElementRange range) const = 0;
 
-  // value = gradient + residual + decode(received); payload = encode(value);
-  // residual = value - decode(payload). `received` is empty or the payload, labelled
-  // `received_label`, of the same range from the previous rank.
-  // Throws PayloadError if `received` is not what its label says.
-  virtual void encode(ElementRange range, std::span<const std::byte> received,
-                      const MessageLabel& received_label, std::span<std::byte> payload,
+  // value = gradient + residual + the sum of decode(received); payload = encode(value);
+  // residual = value - decode(payload). `received` are payloads of the same range from other ranks,
+  // or none; they are labelled `received_labels`.
+  // Throws PayloadError if one is not what its label says.
+  virtual void encode(ElementRange range, std::span<const std::span<const std::byte>> received,
+                      std::span<const MessageLabel> received_labels, std::span<std::byte> payload,
                       const MessageLabel& label) = 0;
 
   // The result of `range` = the sum of the payloads, in this order (times the codec's factor).

@@ -45,11 +45,11 @@ std::string Exchange::describe() const {
          codec_.describe();
 }
 
-void Exchange::encode(ElementRange range, std::span<const std::byte> received,
-                      const MessageLabel& received_label, std::span<std::byte> payload,
-                      const MessageLabel& label) {
+void Exchange::encode(ElementRange range, std::span<const std::span<const std::byte>> received,
+                      std::span<const MessageLabel> received_labels,
+                      std::span<std::byte> payload, const MessageLabel& label) {
   const Stopwatch stopwatch(measurements_.seconds_encode);
-  codec_.encode(range, received, received_label, payload, label);
+  codec_.encode(range, received, received_labels, payload, label);
 }
 
 void Exchange::decode(ElementRange range, std::span<const std::span<const std::byte>> payloads,

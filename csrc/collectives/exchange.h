@@ -67,8 +67,8 @@ class Exchange {
   std::string describe() const;
 
   // Codec and Transport calls, measured.
-  void encode(ElementRange range, std::span<const std::byte> received,
-              const MessageLabel& received_label, std::span<std::byte> payload,
+  void encode(ElementRange range, std::span<const std::span<const std::byte>> received,
+              std::span<const MessageLabel> received_labels, std::span<std::byte> payload,
               const MessageLabel& label);
   void decode(ElementRange range, std::span<const std::span<const std::byte>> payloads,
               std::span<const MessageLabel> labels);

@@ -51,7 +51,7 @@ void gather_all_reduce(Exchange& exchange) {
 
   for (int slice = 0; slice < num_slices; ++slice) {
     const MessageLabel label = exchange.label(rank, slice);
-    exchange.encode(slices[static_cast<size_t>(slice)], {}, label, slot(rank, slice), label);
+    exchange.encode(slices[static_cast<size_t>(slice)], {}, {}, slot(rank, slice), label);
     send(0, rank, slice);
   }
   for (int hop = 0; hop < num_ranks - 1; ++hop) {

@@ -122,8 +122,9 @@ class Ring {
     if (!exists(segment, slice)) return;
     const MessageLabel label = exchange_.label(segment, static_cast<int64_t>(slice));
     exchange_.wait(sends_[1][slice]);
-    exchange_.encode(range(segment, slice),
-                     hop == 0 ? std::span<std::byte>{} : slot(0, segment, slice), label,
+    const size_t num_received = hop == 0 ? 0 : 1;
+    const std::span<const std::byte> received = slot(0, segment, slice);
+    exchange_.encode(range(segment, slice), {&received, num_received}, {&label, num_received},
                      slot(1, segment, slice), label);
     send(hop, slice);
   }
@@ -162,7 +163,7 @@ class Ring {
       const MessageLabel label = exchange_.label(0, static_cast<int64_t>(slice));
       const std::span<std::byte> payload =
           slot(0, 0, 0).first(static_cast<size_t>(exchange_.payload_bytes(range(0, slice))));
-      exchange_.encode(range(0, slice), {}, label, payload, label);
+      exchange_.encode(range(0, slice), {}, {}, payload, label);
       decode(range(0, slice), payload, label);
     }
   }

@@ -7,7 +7,9 @@
 namespace fastcomm {
 
 const std::vector<Schedule>& schedules() {
-  static const std::vector<Schedule> all{{"ring", ring_all_reduce}, {"gather", gather_all_reduce}};
+  static const std::vector<Schedule> all{{"ring", ring_all_reduce},
+                                         {"gather", gather_all_reduce},
+                                         {"scatter_gather", scatter_gather_all_reduce}};
   return all;
 }
 

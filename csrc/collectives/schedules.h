@@ -15,6 +15,10 @@ void ring_all_reduce(Exchange& exchange);
 // (N-1) payloads per rank, the exact union of sparse payloads.
 void gather_all_reduce(Exchange& exchange);
 
+// Every rank sends each segment's part straight to the owner of the segment, which sends the sum to
+// all: the ring's bytes, but a value is encoded twice instead of N times, and in two messages.
+void scatter_gather_all_reduce(Exchange& exchange);
+
 struct Schedule {
   std::string_view name;
   void (*run)(Exchange&);

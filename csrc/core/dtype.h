@@ -46,11 +46,13 @@ FASTCOMM_HOST_DEVICE uint16_t float_to_bf16(float value) {
 
 FASTCOMM_HOST_DEVICE float f16_to_float(uint16_t bits) {
   const uint32_t sign = static_cast<uint32_t>(bits & 0x8000u) << 16;
-  const uint32_t shifted = static_cast<uint32_t>(bits & 0x7fffu) << 13;
-  // The exponent is rebiased by a multiplication, which also normalizes subnormals.
-  const uint32_t scaled = float_bits(bits_float(shifted) * 0x1p112f);
-  const uint32_t non_finite = (bits & 0x7fffu) >= 0x7c00u ? kInfinityBits : 0u;
-  return bits_float(sign | scaled | non_finite);
+  const uint32_t magnitude = bits & 0x7fffu;
+  // 0.5 has the last digit of f16's subnormals, so that no arithmetic is on f32 subnormals, which
+  // are slow on some processors and flushed to zero in some modes.
+  const uint32_t subnormal = float_bits(bits_float(0x3f000000u | magnitude) - 0.5f);
+  const uint32_t normal = (magnitude << 13) + 0x38000000u;
+  const uint32_t finite = select_word(magnitude < 0x0400u, subnormal, normal);
+  return bits_float(sign | finite | select_word(magnitude >= 0x7c00u, kInfinityBits, 0u));
 }
 
 // Round half to even; above 65519.99 becomes Inf, as torch's own conversion does.

@@ -11,11 +11,13 @@ struct Bf16 {
   static constexpr uint8_t kWireId = 16;
   static constexpr int kBlockElements = 512;
   static constexpr int kElementsPerUnit = 1;
-  static constexpr bool kHasScale = false;
+  static constexpr ScaledBy kScaledBy = ScaledBy::kNothing;
+  static constexpr bool kIsRotated = false;
   using Unit = uint16_t;
 
-  FASTCOMM_HOST_DEVICE static uint32_t quantize(float value, BlockScale) {
-    return float_to_bf16(value);
+  FASTCOMM_HOST_DEVICE static Quantized quantize(float value, BlockScale) {
+    const uint16_t code = float_to_bf16(value);
+    return {code, bf16_to_float(code)};
   }
   FASTCOMM_HOST_DEVICE static float dequantize(uint32_t code, BlockScale) {
     return bf16_to_float(static_cast<uint16_t>(code));

@@ -24,7 +24,16 @@ struct BlockScale {
   float inverse;  // 1 / scale, or 0 where the scale is 0
 };
 
-// The largest magnitude that a scale can be made for. Above it (and for Inf and NaN) the block is
+// A code, and the value that it decodes to.
+struct Quantized {
+  uint32_t code;
+  float value;
+};
+
+// What the scale of a block is made from; it is sent as one bf16 per block.
+enum class ScaledBy { kNothing, kLargestMagnitude, kMeanMagnitude };
+
+// The largest statistic that a scale can be made for. Above it (and for Inf and NaN) the block is
 // sent as non-finite: the largest code times a rounded-up scale might overflow.
 inline constexpr uint32_t kLargestScalableBits = 0x7f000000u;  // 2^127
 // Below it 1 / scale may overflow: the block is sent as zero and stays in the residual.
@@ -37,16 +46,29 @@ concept DenseCodec = requires(float value, uint32_t bits, BlockScale scale) {
   { C::kWireId } -> std::convertible_to<uint8_t>;     // in the header of every payload
   { C::kBlockElements } -> std::convertible_to<int>;  // a multiple of 64 elements
   { C::kElementsPerUnit } -> std::convertible_to<int>;
-  { C::kHasScale } -> std::convertible_to<bool>;  // one bf16 per block on the wire
+  { C::kScaledBy } -> std::convertible_to<ScaledBy>;
+  // The block is encoded in the basis of rotation.h: for few levels, whose error would else
+  // depend on how the values are distributed. Blocks of kRotationElements elements.
+  { C::kIsRotated } -> std::convertible_to<bool>;
   typename C::Unit;
-  { C::quantize(value, scale) } -> std::same_as<uint32_t>;
+  { C::quantize(value, scale) } -> std::same_as<Quantized>;
   { C::dequantize(bits, scale) } -> std::same_as<float>;
-  // With kHasScale: the bf16 scale of a block whose largest magnitude is `bits`, a value in
+  // With a scale: the bf16 scale of a block with the statistic `value`, whose bits are in
   // [kSmallestScalableBits, kLargestScalableBits).
-  requires !C::kHasScale || requires {
-    { C::wire_scale(bits) } -> std::same_as<uint16_t>;
+  requires C::kScaledBy == ScaledBy::kNothing || requires {
+    { C::wire_scale(value) } -> std::same_as<uint16_t>;
   };
 };
+
+// Optional: rounding up or down at random, so that the expectation is the value itself.
+// `bits` is uniformly distributed.
+template <class C>
+concept StochasticCodec = requires(float value, uint32_t bits, BlockScale scale) {
+  { C::quantize_stochastic(value, scale, bits) } -> std::same_as<Quantized>;
+};
+
+template <class C>
+inline constexpr bool kHasScale = C::kScaledBy != ScaledBy::kNothing;
 
 template <class C>
 inline constexpr int kCodeBits =

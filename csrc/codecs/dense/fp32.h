@@ -10,12 +10,14 @@ struct Fp32 {
   static constexpr uint8_t kWireId = 32;
   static constexpr int kBlockElements = 512;
   static constexpr int kElementsPerUnit = 1;
-  static constexpr bool kHasScale = false;
+  static constexpr ScaledBy kScaledBy = ScaledBy::kNothing;
+  static constexpr bool kIsRotated = false;
   using Unit = uint32_t;
 
-  FASTCOMM_HOST_DEVICE static uint32_t quantize(float value, BlockScale) {
+  FASTCOMM_HOST_DEVICE static Quantized quantize(float value, BlockScale) {
     // One NaN for all processors, which differ in the sign of theirs.
-    return magnitude_bits(value) > kInfinityBits ? 0x7fc00000u : float_bits(value);
+    const uint32_t code = magnitude_bits(value) > kInfinityBits ? 0x7fc00000u : float_bits(value);
+    return {code, bits_float(code)};
   }
   FASTCOMM_HOST_DEVICE static float dequantize(uint32_t code, BlockScale) {
     return bits_float(code);

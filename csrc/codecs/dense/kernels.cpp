@@ -1,33 +1,10 @@
 #include "codecs/dense/kernels.h"
 
-#include <algorithm>
 #include <cstring>
-#include <type_traits>
 #include <utility>
 
 #include "codecs/dense/codecs.h"
 #include "codecs/payload.h"
-
-// The same loops, compiled for each instruction set.
-#define FASTCOMM_LOOPS_NAMESPACE baseline
-#define FASTCOMM_LOOPS_TARGET
-#include "codecs/dense/loops.inl"
-#undef FASTCOMM_LOOPS_NAMESPACE
-#undef FASTCOMM_LOOPS_TARGET
-
-#if FASTCOMM_X86
-#define FASTCOMM_LOOPS_NAMESPACE avx2
-#define FASTCOMM_LOOPS_TARGET FASTCOMM_TARGET_AVX2
-#include "codecs/dense/loops.inl"
-#undef FASTCOMM_LOOPS_NAMESPACE
-#undef FASTCOMM_LOOPS_TARGET
-
-#define FASTCOMM_LOOPS_NAMESPACE avx512
-#define FASTCOMM_LOOPS_TARGET FASTCOMM_TARGET_AVX512
-#include "codecs/dense/loops.inl"
-#undef FASTCOMM_LOOPS_NAMESPACE
-#undef FASTCOMM_LOOPS_TARGET
-#endif
 
 namespace fastcomm {
 namespace {
@@ -35,10 +12,9 @@ namespace {
 // Offsets of the parts of a section of `num_elements` elements.
 struct SectionParts {
   SectionParts(const DenseFormat& format, int64_t num_elements) {
-    const int64_t num_blocks = (num_elements + format.block_elements - 1) / format.block_elements;
     const int64_t num_units =
         (num_elements + format.elements_per_unit - 1) / format.elements_per_unit;
-    scales_bytes = format.has_scale ? num_blocks * static_cast<int64_t>(sizeof(uint16_t)) : 0;
+    scales_bytes = format.has_scale ? format.num_blocks(num_elements) * 2 : 0;
     codes_offset = align_up(scales_bytes, kSectionAlignment);
     codes_end = codes_offset + num_units * format.unit_bytes;
     section_bytes = align_up(codes_end, kSectionAlignment);
@@ -46,55 +22,58 @@ struct SectionParts {
   int64_t scales_bytes, codes_offset, codes_end, section_bytes;
 };
 
-template <class C>
-DenseFormat make_format() {
-  DenseFormat format{C::kName,
-                     C::kWireId,
-                     C::kBlockElements,
-                     C::kElementsPerUnit,
-                     static_cast<int>(sizeof(typename C::Unit)),
-                     C::kHasScale,
-                     {}};
-  format.kernels[static_cast<int>(Isa::kBaseline)] = {baseline::encode<C>, baseline::decode<C>};
-#if FASTCOMM_X86
-  format.kernels[static_cast<int>(Isa::kAvx2)] = {avx2::encode<C>, avx2::decode<C>};
-  format.kernels[static_cast<int>(Isa::kAvx512)] = {avx512::encode<C>, avx512::decode<C>};
-#endif
-  return format;
-}
+struct KernelTables {
+  DenseKernelTable of_isa[kNumIsas];
+};
 
 template <int kWireId>
-void append_format(std::vector<DenseFormat>& formats) {
+void append_format(std::vector<DenseFormat>& formats, const KernelTables& tables) {
   if constexpr (requires { typename DenseCodecOfWireId<kWireId>::type; }) {
-    formats.push_back(make_format<typename DenseCodecOfWireId<kWireId>::type>());
+    using C = typename DenseCodecOfWireId<kWireId>::type;
+    DenseFormat format{C::kName,
+                       C::kWireId,
+                       C::kBlockElements,
+                       C::kElementsPerUnit,
+                       static_cast<int>(sizeof(typename C::Unit)),
+                       kHasScale<C>,
+                       C::kIsRotated,
+                       StochasticCodec<C>,
+                       {}};
+    for (int isa = 0; isa < kNumIsas; ++isa) format.kernels[isa] = tables.of_isa[isa][kWireId];
+    formats.push_back(format);
   }
 }
 
 template <int... kWireIds>
 std::vector<DenseFormat> make_formats(std::integer_sequence<int, kWireIds...>) {
+  const KernelTables tables{{
+      dense_kernels_baseline(),
+#if FASTCOMM_X86
+      dense_kernels_avx2(),
+      dense_kernels_avx512(),
+#endif
+  }};
   std::vector<DenseFormat> formats;
-  (append_format<kWireIds>(formats), ...);
+  (append_format<kWireIds>(formats, tables), ...);
   return formats;
 }
 
 }  // namespace
 
+int64_t DenseFormat::num_blocks(int64_t num_elements) const {
+  return (num_elements + block_elements - 1) / block_elements;
+}
+
 int64_t DenseFormat::section_bytes(int64_t num_elements) const {
   return SectionParts(*this, num_elements).section_bytes;
 }
 
-void DenseFormat::encode(Isa isa, DType dtype, const EncodeArguments& arguments) const {
-  // Padding is part of the payload: it is zero, so that same inputs give same bytes.
-  const SectionParts parts(*this, arguments.num_elements);
-  std::memset(arguments.section + parts.scales_bytes, 0,
+void DenseFormat::clear_padding(std::byte* section, int64_t num_elements) const {
+  const SectionParts parts(*this, num_elements);
+  std::memset(section + parts.scales_bytes, 0,
               static_cast<size_t>(parts.codes_offset - parts.scales_bytes));
-  std::memset(arguments.section + parts.codes_end, 0,
+  std::memset(section + parts.codes_end, 0,
               static_cast<size_t>(parts.section_bytes - parts.codes_end));
-  kernels[static_cast<int>(isa)].encode(dtype, arguments);
-}
-
-void DenseFormat::decode(Isa isa, DType dtype, const DecodeArguments& arguments) const {
-  kernels[static_cast<int>(isa)].decode(dtype, arguments);
 }
 
 const std::vector<DenseFormat>& dense_formats() {

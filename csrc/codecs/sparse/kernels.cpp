@@ -1,5 +1,7 @@
 #include "codecs/sparse/kernels.h"
 
+#include <cstring>
+
 #if FASTCOMM_X86
 #include <immintrin.h>
 #endif
@@ -10,12 +12,15 @@ namespace {
 // The compaction: appends stash[i] and its index wherever |stash[i]| >= threshold. Written for
 // each instruction set; all append the same entries in the same order.
 
-inline void append_one(float value, uint32_t index, CandidateBuffer& candidates) {
-  if (candidates.count < candidates.capacity) {
+// Returns whether there was room.
+inline bool append_one(float value, uint32_t index, CandidateBuffer& candidates) {
+  const bool has_room = candidates.count < candidates.capacity;
+  if (has_room) {
     candidates.indices[candidates.count] = index;
     candidates.values[candidates.count] = value;
   }
   ++candidates.count;
+  return has_room;
 }
 
 inline void append_candidates_baseline(const float* stash, int count, uint32_t first_index,
@@ -35,12 +40,17 @@ FASTCOMM_TARGET_AVX2 inline void append_candidates_avx2(const float* stash, int 
   const __m256i magnitude_mask = _mm256_set1_epi32(static_cast<int>(kMagnitudeMask));
   const __m256i below = _mm256_set1_epi32(static_cast<int>(threshold - 1));
   int i = 0;
-  for (; i + 8 <= count; i += 8) {
-    const __m256i bits = _mm256_and_si256(
-        _mm256_load_si256(reinterpret_cast<const __m256i*>(stash + i)), magnitude_mask);
-    // Magnitudes are non-negative as signed integers, so that a signed comparison serves.
-    const __m256i selected = _mm256_cmpgt_epi32(bits, below);
-    auto lanes = static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(selected)));
+  for (; i + 32 <= count; i += 32) {
+    uint32_t lanes = 0;
+    for (int vector = 0; vector < 4; ++vector) {
+      const __m256i bits = _mm256_and_si256(
+          _mm256_load_si256(reinterpret_cast<const __m256i*>(stash + i + 8 * vector)),
+          magnitude_mask);
+      // Magnitudes are non-negative as signed integers, so that a signed comparison serves.
+      const __m256i selected = _mm256_cmpgt_epi32(bits, below);
+      lanes |= static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(selected)))
+               << (8 * vector);
+    }
     for (; lanes != 0; lanes &= lanes - 1) {
       const int lane = i + __builtin_ctz(lanes);
       append_one(stash[lane], first_index + static_cast<uint32_t>(lane), candidates);
@@ -58,24 +68,33 @@ FASTCOMM_TARGET_AVX512 inline void append_candidates_avx512(const float* stash, 
   const __m512i thresholds = _mm512_set1_epi32(static_cast<int>(threshold));
   const __m512i lane_index =
       _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  for (int i = 0; i < count; i += 16) {
-    const auto in_range =
-        static_cast<__mmask16>(count - i >= 16 ? 0xffff : (1u << (count - i)) - 1);
-    const __m512i bits = _mm512_load_si512(stash + i);
-    const __mmask16 selected =
-        _mm512_mask_cmpge_epu32_mask(in_range, _mm512_and_si512(bits, magnitude_mask), thresholds);
-    if (selected == 0) continue;
-    // Compress in a register, then one full store: much faster than a compressing store.
-    if (candidates.count <= candidates.capacity) {
-      const __m512i index = _mm512_add_epi32(
-          _mm512_set1_epi32(static_cast<int>(first_index + static_cast<uint32_t>(i))), lane_index);
-      _mm512_storeu_si512(candidates.indices + candidates.count,
-                          _mm512_maskz_compress_epi32(selected, index));
-      _mm512_storeu_si512(candidates.values + candidates.count,
-                          _mm512_maskz_compress_epi32(selected, bits));
+  int i = 0;
+  for (; i + 64 <= count; i += 64) {
+    __mmask16 selected[4];
+    for (int vector = 0; vector < 4; ++vector) {
+      const __m512i bits = _mm512_load_si512(stash + i + 16 * vector);
+      selected[vector] =
+          _mm512_cmpge_epu32_mask(_mm512_and_si512(bits, magnitude_mask), thresholds);
     }
-    candidates.count += __builtin_popcount(selected);
+    if ((selected[0] | selected[1] | selected[2] | selected[3]) == 0) continue;
+    if (candidates.count > candidates.capacity) {  // only counted from here on
+      for (const __mmask16 lanes : selected) candidates.count += __builtin_popcount(lanes);
+      continue;
+    }
+    for (int vector = 0; vector < 4; ++vector) {
+      // Compress in a register, then one full store: much faster than a compressing store.
+      const __m512i bits = _mm512_load_si512(stash + i + 16 * vector);
+      const auto first = static_cast<int>(first_index) + i + 16 * vector;
+      const __m512i index = _mm512_add_epi32(_mm512_set1_epi32(first), lane_index);
+      _mm512_storeu_si512(candidates.indices + candidates.count,
+                          _mm512_maskz_compress_epi32(selected[vector], index));
+      _mm512_storeu_si512(candidates.values + candidates.count,
+                          _mm512_maskz_compress_epi32(selected[vector], bits));
+      candidates.count += __builtin_popcount(selected[vector]);
+    }
   }
+  append_candidates_baseline(stash + i, count - i, first_index + static_cast<uint32_t>(i),
+                             threshold, candidates);
 }
 
 #endif

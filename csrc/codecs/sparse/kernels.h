@@ -23,7 +23,7 @@ struct CandidateBuffer {
   float* values;
   int64_t capacity;
   int64_t count;  // how many were found; beyond `capacity` they are not stored
-  // The elements that are not finite: candidates too, but the residual does not hold them.
+  // The elements that are not finite; they are no candidates.
   std::vector<IndexedValue>* non_finite;
 };
 
@@ -35,9 +35,15 @@ struct AccumulateArguments {
   uint32_t threshold_bits;  // smallest magnitude (as bits) of a candidate; at least 1
 };
 
+// What is left out when `value` is sent as bf16.
+FASTCOMM_HOST_DEVICE float sent_rounding_error(float value) {
+  return value - bf16_to_float(float_to_bf16(value));
+}
+
 struct TopKKernels {
-  // value = gradient + residual; residual = value where that is finite; appends the elements whose
-  // magnitude is at least the threshold to `candidates`, in order of their index.
+  // value = gradient + residual. Appends the elements whose magnitude is at least the threshold to
+  // `candidates`, in order of their index, and leaves in the residual what sending them would leave
+  // out; elsewhere residual = value. Where `value` is not finite the residual stays as it is.
   void (*accumulate)(DType, const AccumulateArguments&, CandidateBuffer& candidates);
   // out[i] = factor * sum[i]
   void (*write)(DType, const float* sum, float factor, void* out, int64_t num_elements);

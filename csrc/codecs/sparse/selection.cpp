@@ -5,6 +5,8 @@
 #include <cmath>
 #include <limits>
 
+#include "codecs/payload.h"
+
 namespace fastcomm {
 namespace {
 
@@ -12,6 +14,7 @@ constexpr int64_t kSampleRun = 16;       // consecutive elements: one cache line
 constexpr int64_t kSampleStride = 1024;  // one run of every 1024 elements
 constexpr int kSampleHistogramShift = 15;
 constexpr size_t kSampleHistogramBins = size_t{1} << (32 - 1 - kSampleHistogramShift);
+constexpr int64_t kSmallestPart = int64_t{1} << 16;  // of a thread
 constexpr int64_t kSmallestSampled = 1 << 15;  // below it, every element is a candidate
 
 // A threshold that, judged by a sample, a little more than k of all values exceed.
@@ -80,73 +83,117 @@ Cutoff find_cutoff(int64_t k, std::vector<uint32_t>& histogram, ForEach&& for_ea
 
 }  // namespace
 
-float gradient_value(DType dtype, const TopKPiece& piece, int64_t i) {
-  return visit_dtype(dtype, [&](auto element) {
-    return to_float(static_cast<const decltype(element)*>(piece.gradient)[i]);
-  });
+int64_t TopKSelection::find_candidates(const TopKExecution& execution, DType dtype,
+                                       std::span<const TopKPiece> pieces, uint32_t threshold,
+                                       int64_t capacity) {
+  const int64_t num_elements = num_elements_of(pieces);
+  const int64_t num_threads = execution.threads == nullptr ? 1 : execution.threads->num_threads();
+  const int64_t part_elements =
+      std::max(kSmallestPart, align_up((num_elements + num_threads - 1) / num_threads, 64));
+  const int64_t num_parts = std::max<int64_t>(1, (num_elements + part_elements - 1) / part_elements);
+  if (static_cast<int64_t>(parts_.size()) < num_parts) parts_.resize(static_cast<size_t>(num_parts));
+
+  auto find_in_part = [&](int64_t index) {
+    Part& part = parts_[static_cast<size_t>(index)];
+    const int64_t begin = index * part_elements;
+    const int64_t end = std::min(num_elements, begin + part_elements);
+    const auto room = static_cast<size_t>(std::min(capacity, end - begin) + kCandidateSlack);
+    if (part.indices.size() < room) {
+      part.indices.resize(room);
+      part.values.resize(room);
+    }
+    part.non_finite.clear();
+    CandidateBuffer candidates{part.indices.data(), part.values.data(),
+                               static_cast<int64_t>(room) - kCandidateSlack, 0, &part.non_finite};
+    int64_t first = 0;
+    for (const TopKPiece& piece : pieces) {
+      const int64_t from = std::max<int64_t>(0, begin - first);
+      const int64_t to = std::min(piece.num_elements, end - first);
+      if (from < to) {
+        const auto* gradient = static_cast<const std::byte*>(piece.gradient) +
+                               static_cast<size_t>(from) * dtype_bytes(dtype);
+        float* residual = piece.residual == nullptr ? nullptr : piece.residual + from;
+        topk_kernels(execution.isa)
+            .accumulate(dtype,
+                        {gradient, residual, to - from, static_cast<uint32_t>(first + from),
+                         threshold},
+                        candidates);
+      }
+      first += piece.num_elements;
+    }
+    part.count = candidates.count;
+  };
+  if (num_parts == 1) {
+    find_in_part(0);
+  } else {
+    execution.threads->run(num_parts, find_in_part);
+  }
+
+  indices_.clear();
+  values_.clear();
+  non_finite_.clear();
+  int64_t count = 0;
+  for (const Part& part : std::span(parts_).first(static_cast<size_t>(num_parts))) {
+    const auto stored = std::min<std::ptrdiff_t>(
+        part.count, static_cast<std::ptrdiff_t>(part.indices.size()) - kCandidateSlack);
+    indices_.insert(indices_.end(), part.indices.begin(), part.indices.begin() + stored);
+    values_.insert(values_.end(), part.values.begin(), part.values.begin() + stored);
+    non_finite_.insert(non_finite_.end(), part.non_finite.begin(), part.non_finite.end());
+    count += part.count;
+  }
+  return count;
 }
 
-void TopKSelection::run(Isa isa, DType dtype, std::span<const TopKPiece> pieces, int64_t k,
-                        std::span<const uint32_t> forced) {
-  int64_t num_elements = 0;
-  for (const TopKPiece& piece : pieces) num_elements += piece.num_elements;
+void TopKSelection::run(const TopKExecution& execution, DType dtype,
+                        std::span<const TopKPiece> pieces, int64_t k) {
+  const int64_t num_elements = num_elements_of(pieces);
   const bool is_sampled = num_elements >= kSmallestSampled && k < num_elements / 4;
   const int64_t capacity = is_sampled ? 2 * k + 16384 : num_elements;
   const uint32_t threshold =
       is_sampled ? sampled_threshold(dtype, pieces, num_elements, k, histogram_) : 1;
-  if (static_cast<int64_t>(indices_.size()) < capacity + kCandidateSlack) {
-    indices_.resize(static_cast<size_t>(capacity + kCandidateSlack));
-    values_.resize(indices_.size());
-  }
+  const int64_t num_found = find_candidates(execution, dtype, pieces, threshold, capacity);
+  count_ = indices_.size();
 
-  non_finite_.clear();
-  CandidateBuffer candidates{indices_.data(), values_.data(), capacity, 0, &non_finite_};
-  uint32_t first_index = 0;
-  for (const TopKPiece& piece : pieces) {
-    topk_kernels(isa).accumulate(
-        dtype, {piece.gradient, piece.residual, piece.num_elements, first_index, threshold},
-        candidates);
-    first_index += static_cast<uint32_t>(piece.num_elements);
-  }
-
-  const bool is_misjudged = candidates.count > capacity || (candidates.count < k && threshold > 1);
-  if (is_misjudged || !non_finite_.empty() || !forced.empty()) {
-    for (uint32_t index : forced) {
-      non_finite_.push_back({index, std::numeric_limits<float>::quiet_NaN()});
-    }
-    // An element that is both comes twice, NaN first: the second is skipped.
-    std::stable_sort(non_finite_.begin(), non_finite_.end(), [](const auto& a, const auto& b) {
-      return a.index != b.index ? a.index < b.index
-                                : magnitude_bits(a.value) > magnitude_bits(b.value);
-    });
+  const bool is_misjudged = num_found > capacity || (num_found < k && threshold > 1);
+  if (is_misjudged || !non_finite_.empty()) {
     select_everywhere(dtype, pieces, k);
   } else {
-    count_ = static_cast<size_t>(candidates.count);
-    refine(k);
+    refine(pieces, k);
   }
 }
 
-void TopKSelection::refine(int64_t k) {
+void TopKSelection::refine(std::span<const TopKPiece> pieces, int64_t k) {
   if (static_cast<int64_t>(count_) <= k) return;
   const Cutoff cutoff = find_cutoff(k, histogram_, [&](auto&& visit) {
     for (size_t i = 0; i < count_; ++i) visit(magnitude_bits(values_[i]));
   });
   int64_t ties = cutoff.num_ties;
   size_t kept = 0;
+  PieceCursor cursor(pieces);
   for (size_t i = 0; i < count_; ++i) {
     const uint32_t magnitude = magnitude_bits(values_[i]);
     const bool is_tie = magnitude == cutoff.threshold;
     const bool is_selected = magnitude > cutoff.threshold || (is_tie && ties > 0);
     ties -= is_tie;
+    if (!is_selected) {  // rare: the residual was left as if it were
+      cursor.move_to(indices_[i]);
+      if (cursor.has_residual()) cursor.residual() = values_[i];
+      continue;
+    }
     indices_[kept] = indices_[i];
     values_[kept] = values_[i];
-    kept += is_selected;
+    ++kept;
   }
   count_ = kept;
 }
 
-// Runs after the pass: the residual, where there is one, already holds the values that are finite.
 void TopKSelection::select_everywhere(DType dtype, std::span<const TopKPiece> pieces, int64_t k) {
+  // The pass left the rounding errors of its candidates in the residual: back to the values.
+  PieceCursor restored(pieces);
+  for (size_t i = 0; i < count_; ++i) {
+    restored.move_to(indices_[i]);
+    if (restored.has_residual()) restored.residual() = values_[i];
+  }
   auto for_each_element = [&](auto&& visit) {
     uint32_t index = 0;
     auto special = non_finite_.begin();
@@ -167,15 +214,22 @@ void TopKSelection::select_everywhere(DType dtype, std::span<const TopKPiece> pi
     for_each_element([&](uint32_t, float value) { visit(magnitude_bits(value)); });
   });
   int64_t ties = cutoff.num_ties;
-  count_ = 0;
+  indices_.clear();
+  values_.clear();
   for_each_element([&](uint32_t index, float value) {
     const uint32_t magnitude = magnitude_bits(value);
     if (magnitude < cutoff.threshold || magnitude == 0) return;
     if (magnitude == cutoff.threshold && ties-- <= 0) return;
-    indices_[count_] = index;
-    values_[count_] = value;
-    ++count_;
+    indices_.push_back(index);
+    values_.push_back(value);
   });
+  count_ = indices_.size();
+  PieceCursor sent(pieces);
+  for (size_t i = 0; i < count_; ++i) {
+    if (!is_finite(values_[i])) continue;
+    sent.move_to(indices_[i]);
+    if (sent.has_residual()) sent.residual() = sent_rounding_error(values_[i]);
+  }
 }
 
 }  // namespace fastcomm

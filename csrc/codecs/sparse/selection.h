@@ -6,7 +6,8 @@
 // on the instruction set nor on how it was found.
 //
 //   sample     1/64 of the values gives a threshold that slightly more than k values exceed
-//   one pass   accumulates and compacts the candidates above the threshold (TopKKernels)
+//   one pass   accumulates and compacts the candidates above the threshold (TopKKernels); each
+//              thread takes one part of the index space
 //   refine     a radix selection among the candidates, in cache, finds exactly k
 //
 // Where the sample misjudged (fewer than k candidates, or far too many: ties), or a value is not
@@ -17,36 +18,45 @@
 #include <vector>
 
 #include "codecs/sparse/kernels.h"
+#include "codecs/sparse/pieces.h"
+#include "core/thread_pool.h"
 
 namespace fastcomm {
 
-// A contiguous piece of the index space 0 .. sum of num_elements that is selected from.
-struct TopKPiece {
-  const void* gradient;
-  float* residual;  // nullptr: none
-  int64_t num_elements;
+// How the loops run; results do not depend on it.
+struct TopKExecution {
+  Isa isa;
+  ThreadPool* threads;  // nullptr: only the caller's
 };
-
-// Element i of a piece's gradient.
-float gradient_value(DType dtype, const TopKPiece& piece, int64_t i);
 
 // Buffers of a selection, kept from call to call so that a step allocates nothing.
 class TopKSelection {
  public:
-  // Leaves value = gradient + residual in the residual of every piece (where finite), and selects.
-  // `forced`: indices, ascending, that are selected first, as NaN: non-finite elements of a
-  // received payload. Elements that are not finite come next, then the largest magnitudes.
-  void run(Isa isa, DType dtype, std::span<const TopKPiece> pieces, int64_t k,
-           std::span<const uint32_t> forced);
+  // Selects from value = gradient + residual, and leaves in the residuals what sending the
+  // selection as bf16 leaves out: the rounding errors, and the values that are not selected.
+  // Where a value is not finite, the residual stays as it is; NaN and Inf are selected first.
+  void run(const TopKExecution& execution, DType dtype, std::span<const TopKPiece> pieces,
+           int64_t k);
 
   // The selection, in order of the index; at most k.
   std::span<const uint32_t> indices() const { return {indices_.data(), count_}; }
   std::span<const float> values() const { return {values_.data(), count_}; }
 
  private:
-  void refine(int64_t k);
+  // What one thread finds, in a contiguous part of the index space.
+  struct Part {
+    std::vector<uint32_t> indices;
+    std::vector<float> values;
+    std::vector<IndexedValue> non_finite;
+    int64_t count;
+  };
+  // Finds the candidates; returns how many there are, of which at most `capacity` are stored.
+  int64_t find_candidates(const TopKExecution& execution, DType dtype,
+                          std::span<const TopKPiece> pieces, uint32_t threshold, int64_t capacity);
+  void refine(std::span<const TopKPiece> pieces, int64_t k);
   void select_everywhere(DType dtype, std::span<const TopKPiece> pieces, int64_t k);
 
+  std::vector<Part> parts_;
   std::vector<uint32_t> indices_;
   std::vector<float> values_;
   std::vector<IndexedValue> non_finite_;  // in order of the index

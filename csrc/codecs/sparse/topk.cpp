@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "codecs/payload.h"
 
@@ -61,26 +62,6 @@ int64_t for_each_entry(const SectionView<const std::byte>& view, int64_t k, int6
   return end;
 }
 
-// Walks pieces in step with ascending indices.
-class PieceCursor {
- public:
-  explicit PieceCursor(std::span<const TopKPiece> pieces) : piece_(pieces.begin()) {}
-  void move_to(int64_t index) {
-    while (index - first_ >= piece_->num_elements) {
-      first_ += piece_->num_elements;
-      ++piece_;
-    }
-    offset_ = index - first_;
-  }
-  float& residual() const { return piece_->residual[offset_]; }
-  float gradient(DType dtype) const { return gradient_value(dtype, *piece_, offset_); }
-
- private:
-  std::span<const TopKPiece>::iterator piece_;
-  int64_t first_ = 0;
-  int64_t offset_ = 0;
-};
-
 }  // namespace
 
 int64_t topk_count(double density, int64_t num_elements) {
@@ -95,10 +76,9 @@ int64_t topk_section_bytes(int64_t k, int64_t num_elements) {
   return counts_bytes + 2 * align_up(k * 2, kSectionAlignment);
 }
 
-std::span<const TopKPiece> TopKEncoder::with_residuals(std::span<const TopKPiece> pieces,
-                                                       int64_t num_elements) {
+std::span<const TopKPiece> TopKEncoder::with_residuals(std::span<const TopKPiece> pieces) {
   if (pieces.empty() || pieces.front().residual != nullptr) return pieces;
-  scratch_residual_.assign(static_cast<size_t>(num_elements), 0.0f);
+  scratch_residual_.assign(static_cast<size_t>(num_elements_of(pieces)), 0.0f);
   scratch_pieces_.clear();
   float* next = scratch_residual_.data();
   for (const TopKPiece& piece : pieces) {
@@ -109,8 +89,9 @@ std::span<const TopKPiece> TopKEncoder::with_residuals(std::span<const TopKPiece
 }
 
 void TopKEncoder::add_received(DType dtype, std::span<const TopKPiece> pieces, int64_t k,
-                               int64_t num_elements, std::span<const std::byte> received) {
-  const SectionView<const std::byte> in(received.data(), k, num_elements);
+                               const std::byte* received) {
+  const int64_t num_elements = num_elements_of(pieces);
+  const SectionView<const std::byte> in(received, k, num_elements);
   PieceCursor cursor(pieces);
   int64_t entry = 0;
   for (int64_t sub_block = 0; sub_block < num_sub_blocks(num_elements); ++sub_block) {
@@ -125,88 +106,94 @@ void TopKEncoder::add_received(DType dtype, std::span<const TopKPiece> pieces, i
           previous = offset;
           const int64_t index = sub_block * kSubBlockElements + offset;
           cursor.move_to(index);
-          const float sum = cursor.residual() + value;
+          float& residual = cursor.residual();
+          const float sum = residual + value;
+          if (!is_finite(residual)) return;  // saved already, because of another received section
           if (is_finite(sum) && is_finite(sum + cursor.gradient(dtype))) {
-            cursor.residual() = sum;
+            residual = sum;
           } else {
-            forced_.push_back(static_cast<uint32_t>(index));
-            forced_residuals_.push_back(cursor.residual());
+            // Selected as NaN, and put back afterwards.
+            saved_.push_back({index, residual});
+            residual = std::numeric_limits<float>::quiet_NaN();
           }
         });
   }
 }
 
-void TopKEncoder::encode(Isa isa, DType dtype, std::span<const TopKPiece> pieces, int64_t k,
-                         std::span<const std::byte> received, std::span<std::byte> section) {
-  int64_t num_elements = 0;
-  for (const TopKPiece& piece : pieces) num_elements += piece.num_elements;
-  forced_.clear();
-  forced_residuals_.clear();
-  if (!received.empty()) {
-    pieces = with_residuals(pieces, num_elements);
-    add_received(dtype, pieces, k, num_elements, received);
-  }
-  selection_.run(isa, dtype, pieces, k, forced_);
-
-  const bool has_residual = !pieces.empty() && pieces.front().residual != nullptr;
-  PieceCursor forced_cursor(pieces);
-  for (size_t i = 0; i < forced_.size(); ++i) {
-    forced_cursor.move_to(forced_[i]);
-    forced_cursor.residual() = forced_residuals_[i];
-  }
-
-  const SectionView<std::byte> out(section.data(), k, num_elements);
-  std::memset(section.data(), 0, section.size());
+void TopKEncoder::encode(const TopKExecution& execution, DType dtype,
+                         std::span<const TopKPiece> pieces, int64_t k,
+                         std::span<const std::byte* const> received,
+                         std::span<std::byte> section) {
+  saved_.clear();
+  if (!received.empty()) pieces = with_residuals(pieces);
+  for (const std::byte* payload : received) add_received(dtype, pieces, k, payload);
+  selection_.run(execution, dtype, pieces, k);
+  std::sort(saved_.begin(), saved_.end(),
+            [](const auto& a, const auto& b) { return a.index < b.index; });
   PieceCursor cursor(pieces);
+  for (const SavedResidual& saved : saved_) {
+    cursor.move_to(saved.index);
+    cursor.residual() = saved.residual;
+  }
+
+  const SectionView<std::byte> out(section.data(), k, num_elements_of(pieces));
+  std::memset(section.data(), 0, section.size());
   auto* offsets = reinterpret_cast<uint16_t*>(out.offsets);
   auto* values = reinterpret_cast<uint16_t*>(out.values);
   auto* counts = reinterpret_cast<uint32_t*>(out.counts);
   for (size_t entry = 0; entry < selection_.indices().size(); ++entry) {
     const uint32_t index = selection_.indices()[entry];
-    const float value = selection_.values()[entry];
-    const uint16_t sent = float_to_bf16(value);
     ++counts[index / kSubBlockElements];
     offsets[entry] = static_cast<uint16_t>(index % kSubBlockElements);
-    values[entry] = sent;
-    if (has_residual && is_finite(value)) {
-      cursor.move_to(index);
-      cursor.residual() = value - bf16_to_float(sent);
-    }
+    values[entry] = float_to_bf16(selection_.values()[entry]);
   }
 }
 
-void TopKDecoder::decode(Isa isa, DType dtype, std::span<const OutPiece> pieces, int64_t k,
-                         float factor, std::span<const std::byte* const> sections) {
+void TopKDecoder::decode(const TopKExecution& execution, DType dtype,
+                         std::span<const OutPiece> pieces, int64_t k, float factor,
+                         std::span<const std::byte* const> sections) {
   int64_t num_elements = 0;
   for (const OutPiece& piece : pieces) num_elements += piece.num_elements;
-  sum_.resize(kSubBlockElements);
-  next_entry_.assign(sections.size(), 0);
-
-  // One sub-block at a time: its f32 sum stays in the cache, and the result is written once.
-  auto piece = pieces.begin();
-  int64_t first_in_piece = 0;
-  for (int64_t sub_block = 0; sub_block < num_sub_blocks(num_elements); ++sub_block) {
-    const int64_t first = sub_block * kSubBlockElements;
-    const int64_t count = std::min(kSubBlockElements, num_elements - first);
-    std::fill_n(sum_.begin(), count, 0.0f);
-    for (size_t i = 0; i < sections.size(); ++i) {
-      const SectionView<const std::byte> in(sections[i], k, num_elements);
-      next_entry_[i] = for_each_entry(in, k, num_elements, sub_block, next_entry_[i],
-                                      [&](uint16_t offset, float value) { sum_[offset] += value; });
-    }
-    for (int64_t done = 0; done < count;) {
-      const int64_t part = std::min(count - done, piece->num_elements - first_in_piece);
-      std::byte* out = static_cast<std::byte*>(piece->out) +
-                       static_cast<size_t>(first_in_piece) * dtype_bytes(dtype);
-      topk_kernels(isa).write(dtype, sum_.data() + done, factor, out, part);
-      done += part;
-      first_in_piece += part;
-      if (first_in_piece == piece->num_elements) {
-        ++piece;
-        first_in_piece = 0;
-      }
+  const auto num_blocks = static_cast<size_t>(num_sub_blocks(num_elements));
+  first_entries_.resize(sections.size() * num_blocks);
+  for (size_t i = 0; i < sections.size(); ++i) {
+    const SectionView<const std::byte> in(sections[i], k, num_elements);
+    int64_t entry = 0;
+    for (size_t block = 0; block < num_blocks; ++block) {
+      first_entries_[i * num_blocks + block] = entry;
+      entry += load_count(in.counts, static_cast<int64_t>(block));
     }
   }
+
+  // One sub-block at a time: its f32 sum stays in the cache, and the result is written once.
+  auto decode_block = [&](int64_t block, float* sum) {
+    const int64_t first = block * kSubBlockElements;
+    const int64_t count = std::min(kSubBlockElements, num_elements - first);
+    std::fill_n(sum, count, 0.0f);
+    for (size_t i = 0; i < sections.size(); ++i) {
+      const SectionView<const std::byte> in(sections[i], k, num_elements);
+      for_each_entry(in, k, num_elements, block,
+                     first_entries_[i * num_blocks + static_cast<size_t>(block)],
+                     [&](uint16_t offset, float value) { sum[offset] += value; });
+    }
+    int64_t piece_first = 0;
+    for (const OutPiece& piece : pieces) {
+      const int64_t begin = std::max(first, piece_first);
+      const int64_t end = std::min(first + count, piece_first + piece.num_elements);
+      if (begin < end) {
+        std::byte* out = static_cast<std::byte*>(piece.out) +
+                         static_cast<size_t>(begin - piece_first) * dtype_bytes(dtype);
+        topk_kernels(execution.isa).write(dtype, sum + (begin - first), factor, out, end - begin);
+      }
+      piece_first += piece.num_elements;
+    }
+  };
+  run_in_parts(execution.threads, static_cast<int64_t>(num_blocks), 1,
+               [&](int64_t begin, int64_t end) {
+                 // Kept from call to call: a step allocates nothing.
+                 thread_local std::vector<float> sum(kSubBlockElements);
+                 for (int64_t block = begin; block < end; ++block) decode_block(block, sum.data());
+               });
 }
 
 }  // namespace fastcomm

@@ -31,22 +31,25 @@ int64_t topk_section_bytes(int64_t k, int64_t num_elements);
 
 class TopKEncoder {
  public:
-  // Adds `received` (a section of the same k; empty: none) to the residuals, selects, writes
-  // `section`, and leaves in the residuals what the section does not hold.
-  // Throws PayloadError if `received` is malformed.
-  void encode(Isa isa, DType dtype, std::span<const TopKPiece> pieces, int64_t k,
-              std::span<const std::byte> received, std::span<std::byte> section);
+  // Adds `received` (sections of the same k, or none) to the residuals, selects, writes `section`,
+  // and leaves in the residuals what the section does not hold.
+  // Throws PayloadError if a received section is malformed.
+  void encode(const TopKExecution& execution, DType dtype, std::span<const TopKPiece> pieces,
+              int64_t k, std::span<const std::byte* const> received, std::span<std::byte> section);
 
  private:
   // Without error feedback, received values still need somewhere to be added in f32.
-  std::span<const TopKPiece> with_residuals(std::span<const TopKPiece> pieces,
-                                            int64_t num_elements);
-  void add_received(DType dtype, std::span<const TopKPiece> pieces, int64_t k, int64_t num_elements,
-                    std::span<const std::byte> received);
+  std::span<const TopKPiece> with_residuals(std::span<const TopKPiece> pieces);
+  void add_received(DType dtype, std::span<const TopKPiece> pieces, int64_t k,
+                    const std::byte* received);
+
+  struct SavedResidual {
+    int64_t index;
+    float residual;
+  };
 
   TopKSelection selection_;
-  std::vector<uint32_t> forced_;         // where a received value makes the sum non-finite
-  std::vector<float> forced_residuals_;  // what the residual holds there, and keeps
+  std::vector<SavedResidual> saved_;  // where a received value makes the sum non-finite
   std::vector<float> scratch_residual_;
   std::vector<TopKPiece> scratch_pieces_;
 };
@@ -59,12 +62,11 @@ class TopKDecoder {
   };
   // out = factor * (decode(section 0) + decode(section 1) + ...)
   // Throws PayloadError if a section is malformed; `out` is unspecified then.
-  void decode(Isa isa, DType dtype, std::span<const OutPiece> pieces, int64_t k, float factor,
-              std::span<const std::byte* const> sections);
+  void decode(const TopKExecution& execution, DType dtype, std::span<const OutPiece> pieces,
+              int64_t k, float factor, std::span<const std::byte* const> sections);
 
  private:
-  std::vector<float> sum_;
-  std::vector<int64_t> next_entry_;
+  std::vector<int64_t> first_entries_;  // of each sub-block and section
 };
 
 }  // namespace fastcomm
