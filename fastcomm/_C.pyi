@@ -30,7 +30,12 @@ def force_isa(name: str) -> None: ...
 
 class CodecSpec:
     def __init__(
-        self, name: str, density: float = 1.0, is_stochastic: bool = False, seed: int = 0
+        self,
+        name: str,
+        density: float = 1.0,
+        is_stochastic: bool = False,
+        seed: int = 0,
+        rotates: bool = True,  # False, in benchmarks: what a rotation costs
     ) -> None: ...
 
 class ThreadPool:
@@ -60,6 +65,9 @@ def decode(
     workspace: CodecWorkspace,
     sliced: bool = False,
 ) -> None: ...
+
+# A copy past the cache, of float32: what benchmarks compare with.
+def stream_copy(out: Tensor, tensor: Tensor, workspace: CodecWorkspace) -> None: ...
 
 class BucketPlan:
     def __init__(

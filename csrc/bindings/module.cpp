@@ -9,6 +9,7 @@
 #include "bindings/future.h"
 #include "collectives/announcement.h"
 #include "collectives/schedules.h"
+#include "core/stream_copy.h"
 
 namespace fastcomm {
 namespace {
@@ -106,10 +107,18 @@ void decode(const CodecSpec& spec, const at::Tensor& payload, const at::Tensor& 
   }
   check_payload_size(bytes_of(payload), slices);
   for (size_t i = 0; i < slices.ranges.size(); ++i) {
-    const std::span<const std::byte> bytes =
-        slices.payload<std::byte>(codec, bytes_of(payload), i);
+    const std::span<const std::byte> bytes = slices.payload<std::byte>(codec, bytes_of(payload), i);
     codec.decode(slices.ranges[i], {&bytes, 1}, {&label, 1});
   }
+}
+
+void copy_streaming(const at::Tensor& out, const at::Tensor& tensor, CodecWorkspace& workspace) {
+  check_memory(out, "out");
+  check_residual(out, tensor);  // as many elements of float32
+  run_in_parts(
+      workspace.threads.get(), tensor.numel(), int64_t{1} << 18, [&](int64_t begin, int64_t end) {
+        stream_copy(tensor.data_ptr<float>() + begin, out.data_ptr<float>() + begin, end - begin);
+      });
 }
 
 std::shared_ptr<PythonFuture> all_reduce(Communicator& communicator, const at::Tensor& bucket,
@@ -180,9 +189,8 @@ PYBIND11_MODULE(_C, module) {
       .def_readonly("has_scale", &DenseFormat::has_scale)
       .def_readonly("is_rotated", &DenseFormat::is_rotated)
       .def_readonly("has_stochastic_rounding", &DenseFormat::has_stochastic_rounding)
-      .def_property_readonly("code_bits", [](const DenseFormat& f) {
-        return 8 * f.unit_bytes / f.elements_per_unit;
-      });
+      .def_property_readonly(
+          "code_bits", [](const DenseFormat& f) { return 8 * f.unit_bytes / f.elements_per_unit; });
   module.def("dense_formats", [] { return dense_formats(); });
   module.def("algorithm_names", [] {
     std::vector<std::string> names;
@@ -198,11 +206,12 @@ PYBIND11_MODULE(_C, module) {
   module.def("force_isa", [](const std::string& name) { force_isa(name); });
 
   py::class_<CodecSpec>(module, "CodecSpec")
-      .def(py::init([](std::string name, double density, bool is_stochastic, uint32_t seed) {
-             return CodecSpec{std::move(name), density, is_stochastic, seed};
+      .def(py::init([](std::string name, double density, bool is_stochastic, uint32_t seed,
+                       bool rotates) {
+             return CodecSpec{std::move(name), density, is_stochastic, seed, rotates};
            }),
            py::arg("name"), py::arg("density") = 1.0, py::arg("is_stochastic") = false,
-           py::arg("seed") = 0);
+           py::arg("seed") = 0, py::arg("rotates") = true);
   py::class_<ThreadPool, std::shared_ptr<ThreadPool>>(module, "ThreadPool")
       .def(py::init<int>(), py::arg("num_threads"))
       .def_property_readonly("num_threads", &ThreadPool::num_threads);
@@ -223,6 +232,8 @@ PYBIND11_MODULE(_C, module) {
              py::arg("sliced") = false, NoGil());
   module.def("decode", decode, py::arg("spec"), py::arg("payload"), py::arg("out"),
              py::arg("workspace"), py::arg("sliced") = false, NoGil());
+  module.def("stream_copy", copy_streaming, py::arg("out"), py::arg("tensor"), py::arg("workspace"),
+             NoGil());
 
   py::class_<BucketPlan, std::shared_ptr<BucketPlan>>(module, "BucketPlan")
       .def(py::init([](CodecSpec codec, const std::vector<std::pair<int64_t, bool>>& runs,

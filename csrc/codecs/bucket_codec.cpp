@@ -153,7 +153,7 @@ void BucketCodec::encode_dense(const DenseFormat& format, int64_t begin, int64_t
                             end - begin,
                             0,
                             0,
-                            &workspace_.signs,
+                            signs(),
                             noise};
   format.clear_padding(arguments.section, arguments.num_elements);
   run_in_parts(workspace_.threads.get(), format.num_blocks(end - begin),
@@ -169,13 +169,13 @@ void BucketCodec::decode_dense(const DenseFormat& format, int64_t begin, int64_t
                                std::span<const std::span<const std::byte>> payloads,
                                int64_t offset) {
   const auto sections = sections_at(payloads, offset);
-  run_in_parts(
-      workspace_.threads.get(), format.num_blocks(end - begin),
-      kTaskElements / format.block_elements, [&](int64_t first_block, int64_t end_block) {
-        format.kernels_of(isa_).decode(
-            memory_.dtype, {sections.data(), static_cast<int>(sections.size()), gradient_at(begin),
-                            factor_, end - begin, first_block, end_block, &workspace_.signs});
-      });
+  run_in_parts(workspace_.threads.get(), format.num_blocks(end - begin),
+               kTaskElements / format.block_elements, [&](int64_t first_block, int64_t end_block) {
+                 format.kernels_of(isa_).decode(
+                     memory_.dtype,
+                     {sections.data(), static_cast<int>(sections.size()), gradient_at(begin),
+                      factor_, end - begin, first_block, end_block, signs()});
+               });
 }
 
 void BucketCodec::encode(ElementRange range, std::span<const std::span<const std::byte>> received,

@@ -24,6 +24,7 @@ struct CodecSpec {
   double density = 1.0;        // top-k only, in (0, kLargestSparseDensity]
   bool is_stochastic = false;  // round at random; only for codecs that can, and without residual
   uint32_t seed = 0;           // of the rotation and of stochastic rounding
+  bool rotates = true;         // false, in benchmarks: what a rotated codec costs without rotation
 };
 
 struct Run {
@@ -75,6 +76,7 @@ class BucketCodec final : public Codec {
                     std::span<std::byte> payload, int64_t offset, const RoundingNoise* noise);
   void decode_dense(const DenseFormat& format, int64_t begin, int64_t end,
                     std::span<const std::span<const std::byte>> payloads, int64_t offset);
+  const RotationSigns* signs() const { return spec_.rotates ? &workspace_.signs : nullptr; }
   // Where the sections at `offset` of every payload are.
   std::span<const std::byte* const> sections_at(
       std::span<const std::span<const std::byte>> payloads, int64_t offset);

@@ -46,8 +46,8 @@ std::string Exchange::describe() const {
 }
 
 void Exchange::encode(ElementRange range, std::span<const std::span<const std::byte>> received,
-                      std::span<const MessageLabel> received_labels,
-                      std::span<std::byte> payload, const MessageLabel& label) {
+                      std::span<const MessageLabel> received_labels, std::span<std::byte> payload,
+                      const MessageLabel& label) {
   const Stopwatch stopwatch(measurements_.seconds_encode);
   codec_.encode(range, received, received_labels, payload, label);
 }

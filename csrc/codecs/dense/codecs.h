@@ -10,3 +10,9 @@
 #include "codecs/dense/int4.h"
 #include "codecs/dense/int8.h"
 #include "codecs/dense/sign.h"
+
+// Codecs that are not part of this repository: a header that CMake names
+// (-DFASTCOMM_EXTRA_DENSE_CODECS=my_codecs.h).
+#ifdef FASTCOMM_EXTRA_DENSE_CODECS
+#include FASTCOMM_EXTRA_DENSE_CODECS
+#endif

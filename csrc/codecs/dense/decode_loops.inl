@@ -42,7 +42,7 @@ FASTCOMM_INLINE_LOOP void sum_block(const DecodeArguments& arguments, int64_t bl
   if constexpr (C::kIsRotated) {
     // Through the rotation, the signs of NaNs would depend on the processor.
     if (is_finite(sum[0])) {
-      rotate_back(sum, count, *arguments.signs, sum);
+      rotate_back(sum, count, arguments.signs, sum);
     } else {
       for (int i = 0; i < count; ++i) sum[i] = bf16_to_float(kNonFiniteScale);
     }

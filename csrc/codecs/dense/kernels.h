@@ -28,14 +28,14 @@ struct RoundingNoise {
 
 // Blocks first_block .. end_block - 1 of a section; the last block of a section may be a tail.
 struct EncodeArguments {
-  const void* gradient;             // num_elements elements of the given dtype
-  float* residual;                  // num_elements, updated in place; nullptr: no error feedback
+  const void* gradient;              // num_elements elements of the given dtype
+  float* residual;                   // num_elements, updated in place; nullptr: no error feedback
   const std::byte* const* received;  // num_received sections that are added first, in this order
   int num_received;
   std::byte* section;  // written
   int64_t num_elements;
   int64_t first_block, end_block;
-  const RotationSigns* signs;  // of a rotated codec
+  const RotationSigns* signs;  // of a rotated codec; nullptr: leave the rotation out
   const RoundingNoise* noise;  // nullptr: round to nearest; else there must be no residual
 };
 
@@ -46,7 +46,7 @@ struct DecodeArguments {
   float factor;  // multiplies the sum
   int64_t num_elements;
   int64_t first_block, end_block;
-  const RotationSigns* signs;
+  const RotationSigns* signs;  // as above
 };
 
 // The loops of one codec on one instruction set.

@@ -14,7 +14,8 @@
 #define FASTCOMM_LOOPS_NAMESPACE avx2
 #define FASTCOMM_LOOPS_TARGET FASTCOMM_TARGET_AVX2
 #define FASTCOMM_LOOPS_LANES 8
-#define FASTCOMM_LOOPS_STREAM(to, vector) _mm256_stream_si256(reinterpret_cast<__m256i*>(to), vector)
+#define FASTCOMM_LOOPS_STREAM(to, vector) \
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(to), vector)
 #define FASTCOMM_LOOPS_STREAM_END() _mm_sfence()
 namespace fastcomm::avx2 {
 using StreamVector = __m256i;

@@ -24,7 +24,7 @@ using StreamVector = std::array<std::byte, 16>;
 #endif
 
 #define FASTCOMM_LOOPS_NAMESPACE baseline
-#define FASTCOMM_LOOPS_TARGET 
+#define FASTCOMM_LOOPS_TARGET
 #define FASTCOMM_LOOPS_LANES 4
 
 #include "codecs/dense/loops.inl"

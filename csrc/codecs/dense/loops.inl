@@ -15,6 +15,7 @@
 // non-finite leaves its previous residual untouched.
 
 #include "codecs/dense/sections.inl"
+// After sections.inl, which it builds on.
 #include "codecs/dense/rotation.inl"
 
 namespace fastcomm::FASTCOMM_LOOPS_NAMESPACE {
@@ -66,12 +67,12 @@ FASTCOMM_INLINE_LOOP uint32_t largest_magnitude(const float* __restrict__ stash,
 }
 
 // Summed in 64 lanes and then pairwise, on every instruction set: sums depend on their order.
-// What comes after the last element is zero.
-FASTCOMM_INLINE_LOOP float mean_magnitude(const float* __restrict__ stash, int padded_count,
-                                          int count) {
+// The rest of the block is zero.
+template <class C>
+FASTCOMM_INLINE_LOOP float mean_magnitude(const float* __restrict__ stash, int count) {
   constexpr int kSums = 64;
   float sums[kSums] = {};
-  for (int first = 0; first < padded_count; first += kSums) {
+  for (int first = 0; first < C::kBlockElements; first += kSums) {
     for (int i = 0; i < kSums; ++i) sums[i] += bits_float(magnitude_bits(stash[first + i]));
   }
   for (int distance = kSums / 2; distance > 0; distance /= 2) {
@@ -80,7 +81,8 @@ FASTCOMM_INLINE_LOOP float mean_magnitude(const float* __restrict__ stash, int p
   return sums[0] / static_cast<float>(count);
 }
 
-// A random word for each element of the block, the same for any cut of the bucket in blocks' order.
+// A random word for each element of a block: element i has word i / q of the counter f + i % q,
+// where q is a quarter of the block and f the index in the bucket of the block's first element.
 template <class C>
 FASTCOMM_INLINE_LOOP void make_noise(const RoundingNoise& noise, int64_t first_element,
                                      uint32_t* __restrict__ words) {
@@ -101,8 +103,7 @@ FASTCOMM_INLINE_LOOP void make_noise(const RoundingNoise& noise, int64_t first_e
 template <class C, class Element, bool kHasResidual, bool kHasReceived, bool kIsFinite,
           bool kIsStochastic>
 FASTCOMM_INLINE_LOOP void quantize(const BlockMemory<C, Element>& block, BlockScale scale,
-                                   float* __restrict__ stash,
-                                   const uint32_t* __restrict__ noise) {
+                                   float* __restrict__ stash, const uint32_t* __restrict__ noise) {
   constexpr int kPlanes = C::kElementsPerUnit;
   constexpr int kChunk = 32;  // units between two prefetches
   const Element* next_gradient = block.gradient + kPrefetchDistance;
@@ -163,7 +164,7 @@ FASTCOMM_INLINE_LOOP void encode_block(const EncodeArguments& arguments,
   } else {
     largest = accumulate<C, Element, kHasResidual, false>(block, nullptr, 0, stash);
   }
-  if constexpr (C::kIsRotated) rotate(stash, block.count, *arguments.signs);
+  if constexpr (C::kIsRotated) rotate(stash, block.count, arguments.signs);
   if constexpr (kHasReceived) {
     constexpr int kNumFused = kFusesReceived ? 1 : 0;
     for (int index = kNumFused; index < arguments.num_received; ++index) {
@@ -172,12 +173,15 @@ FASTCOMM_INLINE_LOOP void encode_block(const EncodeArguments& arguments,
     }
     if (arguments.num_received > kNumFused) largest = largest_magnitude(stash, padded_count);
   }
+  // A codec without a level at zero decodes padding to something else.
+  std::memset(stash + block.count, 0,
+              static_cast<size_t>(C::kBlockElements - block.count) * sizeof(float));
 
   BlockScale scale{};
   if constexpr (kHasScale<C>) {
     uint32_t statistic = largest;
     if constexpr (C::kScaledBy == ScaledBy::kMeanMagnitude) {
-      statistic = float_bits(mean_magnitude(stash, padded_count, block.count));
+      statistic = float_bits(mean_magnitude<C>(stash, block.count));
     }
     const bool is_non_finite = statistic >= kLargestScalableBits;
     const bool is_negligible = statistic < kSmallestScalableBits;
@@ -187,7 +191,7 @@ FASTCOMM_INLINE_LOOP void encode_block(const EncodeArguments& arguments,
       if constexpr (kHasResidual) {
         if (is_non_finite) return;
         if constexpr (C::kIsRotated) {
-          rotate_back(stash, block.count, *arguments.signs, block.residual);
+          rotate_back(stash, block.count, arguments.signs, block.residual);
         } else {
           std::memcpy(block.residual, stash, static_cast<size_t>(padded_count) * sizeof(float));
         }
@@ -203,12 +207,14 @@ FASTCOMM_INLINE_LOOP void encode_block(const EncodeArguments& arguments,
     make_noise<C>(*arguments.noise, block.index * C::kBlockElements, noise);
   }
   if (kHasScale<C> || largest < kInfinityBits) {
-    quantize<C, Element, kHasResidual, kHasReceived, true, kIsStochastic>(block, scale, stash, noise);
+    quantize<C, Element, kHasResidual, kHasReceived, true, kIsStochastic>(block, scale, stash,
+                                                                          noise);
   } else {
-    quantize<C, Element, kHasResidual, kHasReceived, false, kIsStochastic>(block, scale, stash, noise);
+    quantize<C, Element, kHasResidual, kHasReceived, false, kIsStochastic>(block, scale, stash,
+                                                                           noise);
   }
   if constexpr (C::kIsRotated && kHasResidual) {
-    rotate_back(stash, block.count, *arguments.signs, block.residual);
+    rotate_back(stash, block.count, arguments.signs, block.residual);
   }
 }
 
@@ -224,9 +230,9 @@ FASTCOMM_LOOPS_TARGET void encode_section(const EncodeArguments& arguments) {
   for (int64_t block = arguments.first_block; block < end_block; ++block) {
     const int64_t first = block * kBlock;
     encode_block<C, Element, kHasResidual, kHasReceived, kIsStochastic>(
-        arguments, {block, kBlock, kUnits, gradient + first,
-                    kHasResidual ? residual + first : nullptr, out.block_codes(block),
-                    out.scales + block});
+        arguments,
+        {block, kBlock, kUnits, gradient + first, kHasResidual ? residual + first : nullptr,
+         out.block_codes(block), out.scales + block});
   }
 
   const int tail = static_cast<int>(arguments.num_elements - num_full_blocks * kBlock);

@@ -14,8 +14,7 @@ typedef int32_t LaneBits __attribute__((vector_size(4 * FASTCOMM_LOOPS_LANES)));
 // One stage at a distance within a vector: lane i becomes the sum of lanes i and i ^ kDistance, or
 // their difference in the upper lane of a pair.
 template <int kDistance, int... kLane>
-FASTCOMM_INLINE_LOOP void butterfly_lanes(
-    Lanes& lanes, std::integer_sequence<int, kLane...>) {
+FASTCOMM_INLINE_LOOP void butterfly_lanes(Lanes& lanes, std::integer_sequence<int, kLane...>) {
   constexpr LaneBits kFlips = {((kLane & kDistance) != 0 ? INT32_MIN : 0)...};
 #if defined(__clang__)
   const Lanes partners = __builtin_shufflevector(lanes, lanes, (kLane ^ kDistance)...);
@@ -128,21 +127,23 @@ FASTCOMM_LOOPS_TARGET inline void flip_tail(float* __restrict__ values, int coun
   for (int i = 0; i < count; ++i) values[i] = bits_float(float_bits(values[i]) ^ signs.flips[i]);
 }
 
-// Rotates `count` values in place and sets what is left of the block to zero.
-FASTCOMM_INLINE_LOOP void rotate(float* values, int count, const RotationSigns& signs) {
-  if (count == kRotationElements) return rotate_block<true>(values, values, signs);
-  flip_tail(values, count, signs);
+// Rotates `count` values in place.
+FASTCOMM_INLINE_LOOP void rotate(float* values, int count, const RotationSigns* signs) {
+  if (signs == nullptr) return;
+  if (count == kRotationElements) return rotate_block<true>(values, values, *signs);
+  flip_tail(values, count, *signs);
   transform_tail(values, count);
-  std::memset(values + count, 0, static_cast<size_t>(kRotationElements - count) * sizeof(float));
 }
 
 // The inverse, from `values`, which are overwritten, to `out`.
-FASTCOMM_INLINE_LOOP void rotate_back(float* values, int count, const RotationSigns& signs,
+FASTCOMM_INLINE_LOOP void rotate_back(float* values, int count, const RotationSigns* signs,
                                       float* out) {
-  if (count == kRotationElements) return rotate_block<false>(values, out, signs);
-  transform_tail(values, count);
-  flip_tail(values, count, signs);
-  std::memcpy(out, values, static_cast<size_t>(count) * sizeof(float));
+  if (signs != nullptr) {
+    if (count == kRotationElements) return rotate_block<false>(values, out, *signs);
+    transform_tail(values, count);
+    flip_tail(values, count, *signs);
+  }
+  if (out != values) std::memcpy(out, values, static_cast<size_t>(count) * sizeof(float));
 }
 
 }  // namespace fastcomm::FASTCOMM_LOOPS_NAMESPACE

@@ -12,7 +12,7 @@ namespace fastcomm {
 
 // Where candidates go. Full-vector stores may overwrite up to kCandidateSlack entries past the
 // last one, so that the arrays must have room for capacity + kCandidateSlack.
-inline constexpr int64_t kCandidateSlack = 64;
+inline constexpr int64_t kCandidateSlack = 128;
 struct IndexedValue {
   uint32_t index;
   float value;

@@ -25,23 +25,32 @@ void accumulate_non_finite(const Element* gradient, float* residual, int count,
       candidates.non_finite->push_back({index, value});
       continue;
     }
-    const bool is_stored = magnitude_bits(value) >= threshold_bits &&
-                           append_one(value, index, candidates);
+    const bool is_stored =
+        magnitude_bits(value) >= threshold_bits && append_one(value, index, candidates);
     if (residual != nullptr) residual[i] = is_stored ? sent_rounding_error(value) : value;
   }
 }
 
 // stash = gradient + residual; returns the largest magnitude.
 template <class Element, bool kHasResidual>
-FASTCOMM_LOOPS_TARGET inline __attribute__((always_inline)) uint32_t accumulate_chunk(
-    const Element* __restrict__ gradient, const float* __restrict__ residual, int count,
-    float* __restrict__ stash) {
+FASTCOMM_LOOPS_TARGET inline __attribute__((always_inline)) uint32_t
+accumulate_chunk(const Element* __restrict__ gradient, const float* __restrict__ residual,
+                 int count, float* __restrict__ stash) {
+  constexpr int kStep = 64;  // elements between two prefetches
   uint32_t largest = 0;
-  for (int i = 0; i < count; ++i) {
-    float value = to_float(gradient[i]);
-    if constexpr (kHasResidual) value += residual[i];
-    stash[i] = value;
-    largest = magnitude_bits(value) > largest ? magnitude_bits(value) : largest;
+  for (int first = 0; first < count; first += kStep) {
+    for (int line = first + kPrefetchDistance; line < first + kPrefetchDistance + kStep;
+         line += 16) {
+      __builtin_prefetch(gradient + line, 0, 3);
+      if constexpr (kHasResidual) __builtin_prefetch(residual + line, 1, 3);
+    }
+    const int end = first + kStep < count ? first + kStep : count;
+    for (int i = first; i < end; ++i) {
+      float value = to_float(gradient[i]);
+      if constexpr (kHasResidual) value += residual[i];
+      stash[i] = value;
+      largest = magnitude_bits(value) > largest ? magnitude_bits(value) : largest;
+    }
   }
   return largest;
 }
@@ -64,10 +73,6 @@ FASTCOMM_LOOPS_TARGET void accumulate_piece(const AccumulateArguments& arguments
       accumulate_non_finite(gradient, residual, count, first_index, arguments.threshold_bits,
                             candidates);
       continue;
-    }
-    for (int i = 0; i < kChunk; i += 16) {
-      __builtin_prefetch(gradient + kPrefetchDistance + i, 0, 3);
-      if constexpr (kHasResidual) __builtin_prefetch(residual + kPrefetchDistance + i, 1, 3);
     }
     if constexpr (kHasResidual) {
       std::memcpy(residual, stash, static_cast<size_t>(count) * sizeof(float));

@@ -5,10 +5,11 @@
 // the lowest index, and zeros are never selected. So the selection is unique: it depends neither
 // on the instruction set nor on how it was found.
 //
-//   sample     1/64 of the values gives a threshold that slightly more than k values exceed
-//   one pass   accumulates and compacts the candidates above the threshold (TopKKernels); each
+//   sample     1/16 to 1/256 of the values gives a threshold that slightly more than k values
+//   exceed one pass   accumulates and compacts the candidates above the threshold (TopKKernels);
+//   each
 //              thread takes one part of the index space
-//   refine     a radix selection among the candidates, in cache, finds exactly k
+//   refine     a selection among the candidates, in cache, finds exactly k
 //
 // Where the sample misjudged (fewer than k candidates, or far too many: ties), or a value is not
 // finite, an exact selection over all values takes over.
@@ -48,12 +49,13 @@ class TopKSelection {
     std::vector<uint32_t> indices;
     std::vector<float> values;
     std::vector<IndexedValue> non_finite;
-    int64_t count;
+    int64_t num_found;
+    int64_t num_stored;
   };
-  // Finds the candidates; returns how many there are, of which at most `capacity` are stored.
+  // Stores the candidates, at most `capacity`; returns how many there are.
   int64_t find_candidates(const TopKExecution& execution, DType dtype,
                           std::span<const TopKPiece> pieces, uint32_t threshold, int64_t capacity);
-  void refine(std::span<const TopKPiece> pieces, int64_t k);
+  void refine(std::span<const TopKPiece> pieces, int64_t k, uint32_t threshold);
   void select_everywhere(DType dtype, std::span<const TopKPiece> pieces, int64_t k);
 
   std::vector<Part> parts_;
@@ -61,6 +63,12 @@ class TopKSelection {
   std::vector<float> values_;
   std::vector<IndexedValue> non_finite_;  // in order of the index
   std::vector<uint32_t> histogram_;
+  struct LeftOut {
+    float* residual;
+    float value;
+  };
+  std::vector<LeftOut> left_out_;      // candidates that were not selected
+  std::vector<uint32_t> close_calls_;  // magnitudes in the bin of the cutoff
   size_t count_ = 0;
 };
 

@@ -122,8 +122,7 @@ void TopKEncoder::add_received(DType dtype, std::span<const TopKPiece> pieces, i
 
 void TopKEncoder::encode(const TopKExecution& execution, DType dtype,
                          std::span<const TopKPiece> pieces, int64_t k,
-                         std::span<const std::byte* const> received,
-                         std::span<std::byte> section) {
+                         std::span<const std::byte* const> received, std::span<std::byte> section) {
   saved_.clear();
   if (!received.empty()) pieces = with_residuals(pieces);
   for (const std::byte* payload : received) add_received(dtype, pieces, k, payload);
@@ -141,11 +140,16 @@ void TopKEncoder::encode(const TopKExecution& execution, DType dtype,
   auto* offsets = reinterpret_cast<uint16_t*>(out.offsets);
   auto* values = reinterpret_cast<uint16_t*>(out.values);
   auto* counts = reinterpret_cast<uint32_t*>(out.counts);
-  for (size_t entry = 0; entry < selection_.indices().size(); ++entry) {
-    const uint32_t index = selection_.indices()[entry];
-    ++counts[index / kSubBlockElements];
-    offsets[entry] = static_cast<uint16_t>(index % kSubBlockElements);
+  const std::span<const uint32_t> indices = selection_.indices();
+  for (size_t entry = 0; entry < indices.size(); ++entry) {
+    offsets[entry] = static_cast<uint16_t>(indices[entry] % kSubBlockElements);
     values[entry] = float_to_bf16(selection_.values()[entry]);
+  }
+  auto first = indices.begin();
+  for (int64_t sub_block = 0; first != indices.end(); ++sub_block) {
+    const auto end = std::lower_bound(first, indices.end(), (sub_block + 1) * kSubBlockElements);
+    counts[sub_block] = static_cast<uint32_t>(end - first);
+    first = end;
   }
 }
 
