@@ -43,7 +43,8 @@ test-cpp: $(VENV)/.with-test  ## the C++ tests (built without torch)
 test-python: $(VENV)/.with-test  ## the Python tests
 	$(BIN)/python -m pytest
 
-bench: $(VENV)/.with-demo  ## seconds per gradient synchronization, side by side with other hooks
+bench: $(VENV)/.with-demo  ## codecs against the speed of memory; gradient synchronization against other hooks
+	$(BIN)/python bench/codecs.py --quick
 	$(BIN)/python bench/ddp.py
 
 lint: $(VENV)/.with-demo,lint,test  ## check style and types of Python and C++

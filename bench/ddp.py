@@ -30,8 +30,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 import fastcomm
-
-REPOSITORY = Path(__file__).resolve().parent.parent
+from measure import commit
 
 
 @dataclass(frozen=True)
@@ -189,17 +188,6 @@ def print_table(rows: list[Row]) -> None:
             "yes" if row.identical else "NO",
         )
     Console().print(table)
-
-
-def commit() -> str:
-    """Return the commit of the repository, or "unknown"."""
-    result = subprocess.run(
-        ["git", "-C", str(REPOSITORY), "rev-parse", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return result.stdout.strip() or "unknown"
 
 
 def main() -> None:

@@ -19,8 +19,9 @@ from fastcomm.codecs import (  # noqa: E402
     codec,
 )
 from fastcomm.errors import ArgumentError, Error, MismatchError, PayloadError  # noqa: E402
-from fastcomm.hook import HookState, compress_hook, register  # noqa: E402
+from fastcomm.hook import HookState, compress_hook  # noqa: E402
 from fastcomm.reduce import Work, all_reduce  # noqa: E402
+from fastcomm.registration import register  # noqa: E402
 from fastcomm.stats import Stats  # noqa: E402
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""The DDP communication hook, its state, and the one-line registration."""
+"""The DDP communication hook and its state."""
 
 # No "from __future__ import annotations" here: register_comm_hook inspects the hook's annotations.
 import contextlib
@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed import GradBucket  # type: ignore[attr-defined]  # torch's stubs lack it
-from torch.nn.parallel import DistributedDataParallel
 
 from fastcomm import _C
 from fastcomm._arguments import check_num_threads, check_tensor, require_process_group
@@ -259,48 +258,3 @@ def compress_hook(state: HookState, bucket: GradBucket) -> torch.futures.Future[
         return _C.failed_future(type(error).__name__, str(error))
     except Exception as error:
         return _C.failed_future(Error.__name__, f"{type(error).__name__}: {error}")
-
-
-def register(
-    ddp_model: DistributedDataParallel, codec: str | Codec = "int8", **options: Any
-) -> HookState:
-    """Compress the gradient synchronization of a DDP model. Collective: call it on every rank.
-
-    Args:
-        ddp_model: the model, wrapped in DistributedDataParallel.
-        codec: a codec or its name; see :func:`fastcomm.codec`.
-        **options: further arguments of :class:`HookState`. ``process_group`` is the model's own.
-
-    Returns:
-        The state, for its ``stats``, ``state_dict`` and ``flush``.
-
-    Raises:
-        ArgumentError: if ``ddp_model`` is not a DDP model, has a hook already or uses
-            ``mixed_precision``, or for an argument that cannot work.
-        MismatchError: on every rank, if the ranks use different settings.
-    """
-    if not isinstance(ddp_model, DistributedDataParallel):
-        raise ArgumentError(
-            f"register() takes a DistributedDataParallel model, got {type(ddp_model).__name__}; "
-            "wrap it first: fastcomm.register(DistributedDataParallel(model))"
-        )
-    require_process_group(None)
-    if options.setdefault("process_group", ddp_model.process_group) != ddp_model.process_group:
-        raise ArgumentError(
-            "process_group is not the one of the DDP model, so that its replicas would diverge; "
-            "leave it out, or give it to DistributedDataParallel"
-        )
-    if ddp_model.mixed_precision is not None:
-        raise ArgumentError(
-            "DistributedDataParallel(mixed_precision=...) brings its own hook; use torch.autocast"
-        )
-    if ddp_model._comm_hooks:
-        raise ArgumentError(
-            "the DDP model has a communication hook already; wrap the module in a new "
-            "DistributedDataParallel"
-        )
-    state = HookState(codec, **options)
-    state.attach(ddp_model)
-    state.connect()
-    ddp_model.register_comm_hook(state, compress_hook)
-    return state

@@ -178,13 +178,28 @@ void BucketCodec::decode_dense(const DenseFormat& format, int64_t begin, int64_t
                });
 }
 
+void BucketCodec::check_payloads(ElementRange range,
+                                 std::span<const std::span<const std::byte>> payloads,
+                                 std::span<const MessageLabel> labels,
+                                 const PayloadFormat& payload_format) const {
+  const int64_t expected_bytes = payload_bytes(range);
+  for (size_t i = 0; i < payloads.size(); ++i) {
+    check_payload(payloads[i], labels[i], payload_format);
+    // The header is right about its size, but not even that need be the size that is decoded.
+    const auto bytes = static_cast<int64_t>(payloads[i].size());
+    if (bytes != expected_bytes) {
+      FASTCOMM_THROW(PayloadError, "received payload has " << bytes << " bytes, this rank expects "
+                                                           << expected_bytes
+                                                           << ": it is malformed");
+    }
+  }
+}
+
 void BucketCodec::encode(ElementRange range, std::span<const std::span<const std::byte>> received,
                          std::span<const MessageLabel> received_labels,
                          std::span<std::byte> payload, const MessageLabel& label) {
   const PayloadFormat payload_format = format(range);
-  for (size_t i = 0; i < received.size(); ++i) {
-    check_payload(received[i], received_labels[i], payload_format);
-  }
+  check_payloads(range, received, received_labels, payload_format);
   int64_t offset = kHeaderBytes;
   if (is_sparse()) {
     auto& pieces = workspace_.topk_pieces;
@@ -216,9 +231,7 @@ void BucketCodec::encode(ElementRange range, std::span<const std::span<const std
 void BucketCodec::decode(ElementRange range, std::span<const std::span<const std::byte>> payloads,
                          std::span<const MessageLabel> labels) {
   const PayloadFormat payload_format = format(range);
-  for (size_t i = 0; i < payloads.size(); ++i) {
-    check_payload(payloads[i], labels[i], payload_format);
-  }
+  check_payloads(range, payloads, labels, payload_format);
   int64_t offset = kHeaderBytes;
   if (is_sparse()) {
     auto& pieces = workspace_.topk_out_pieces;

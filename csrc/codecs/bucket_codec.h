@@ -81,6 +81,10 @@ class BucketCodec final : public Codec {
   std::span<const std::byte* const> sections_at(
       std::span<const std::span<const std::byte>> payloads, int64_t offset);
   PayloadFormat format(ElementRange range) const;
+  // Throws PayloadError if a payload of `range` is not what its label says.
+  void check_payloads(ElementRange range, std::span<const std::span<const std::byte>> payloads,
+                      std::span<const MessageLabel> labels,
+                      const PayloadFormat& payload_format) const;
   int64_t num_compressed(ElementRange range) const;
   void* gradient_at(int64_t element) const;
   float* residual_at(int64_t element) const;

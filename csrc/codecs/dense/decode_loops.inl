@@ -1,7 +1,6 @@
 // The decoding loops for one instruction set; included by loops.inl.
 //
-// A block is summed in a stash that stays in the L1 cache, then written once. A large result goes
-// past the cache: it is not used soon, and its lines need not be read before they are written.
+// A block is summed in a stash that stays in the L1 cache, then written once.
 
 namespace fastcomm::FASTCOMM_LOOPS_NAMESPACE {
 
@@ -77,8 +76,6 @@ FASTCOMM_LOOPS_TARGET void decode_section(const DecodeArguments& arguments) {
 
 template <class C>
 void decode(DType dtype, const DecodeArguments& arguments) {
-  // Smaller results stay in the cache, for whoever needs them next.
-  constexpr size_t kSmallestStreamedBytes = size_t{1} << 19;
   visit_dtype(dtype, [&](auto element) {
     using Element = decltype(element);
     const size_t bytes = static_cast<size_t>(arguments.num_elements) * sizeof(Element);

@@ -1,5 +1,4 @@
-// The Hadamard rotation for one instruction set; included by loops.inl, with
-//   FASTCOMM_LOOPS_LANES  the number of floats in a vector register
+// The Hadamard rotation for one instruction set; included by loops.inl.
 // rotation.h defines the words.
 //
 // Every instruction set does the same additions in the same order of stages: the results are equal

@@ -2,8 +2,6 @@
 
 namespace fastcomm::FASTCOMM_LOOPS_NAMESPACE {
 
-#define FASTCOMM_INLINE_LOOP FASTCOMM_LOOPS_TARGET inline __attribute__((always_inline))
-
 FASTCOMM_HOST_DEVICE uint32_t larger(uint32_t a, uint32_t b) { return a > b ? a : b; }
 FASTCOMM_HOST_DEVICE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -53,37 +51,6 @@ FASTCOMM_INLINE_LOOP void add_block(int units, const typename C::Unit* __restric
       out = kAccumulate ? out + value : value;
     }
   }
-}
-
-// Brings memory that will be needed soon into the cache. It may end anywhere: prefetching what is
-// not there does nothing.
-template <bool kWillWrite, class Element>
-FASTCOMM_INLINE_LOOP void prefetch(const Element* memory, int num_elements) {
-  constexpr int kElementsPerLine = 64 / static_cast<int>(sizeof(Element));
-#pragma GCC unroll 4
-  for (int i = 0; i < num_elements; i += kElementsPerLine) {
-    __builtin_prefetch(memory + i, kWillWrite, 3);
-  }
-}
-
-// Writes to memory past the cache, which need not read the lines first. For results that are not
-// used soon. `values` is aligned to a cache line.
-template <class Element>
-FASTCOMM_INLINE_LOOP void stream(const Element* values, Element* out, int num_elements) {
-  constexpr int kElementsPerVector = 4 * FASTCOMM_LOOPS_LANES / static_cast<int>(sizeof(Element));
-  const auto misalignment = reinterpret_cast<uintptr_t>(out) % sizeof(StreamVector);
-  int i = 0;
-  if (misalignment != 0) {
-    const auto head = static_cast<int>((sizeof(StreamVector) - misalignment) / sizeof(Element));
-    i = head < num_elements ? head : num_elements;
-    std::memcpy(out, values, static_cast<size_t>(i) * sizeof(Element));
-  }
-  for (; i + kElementsPerVector <= num_elements; i += kElementsPerVector) {
-    StreamVector vector;
-    std::memcpy(&vector, values + i, sizeof vector);
-    FASTCOMM_LOOPS_STREAM(out + i, vector);
-  }
-  std::memcpy(out + i, values + i, static_cast<size_t>(num_elements - i) * sizeof(Element));
 }
 
 }  // namespace fastcomm::FASTCOMM_LOOPS_NAMESPACE

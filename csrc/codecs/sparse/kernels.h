@@ -45,10 +45,34 @@ struct TopKKernels {
   // `candidates`, in order of their index, and leaves in the residual what sending them would leave
   // out; elsewhere residual = value. Where `value` is not finite the residual stays as it is.
   void (*accumulate)(DType, const AccumulateArguments&, CandidateBuffer& candidates);
-  // out[i] = factor * sum[i]
-  void (*write)(DType, const float* sum, float factor, void* out, int64_t num_elements);
+  // out[i] = factor * sum[i]; `streams`: past the cache.
+  void (*write)(DType, const float* sum, float factor, bool streams, void* out,
+                int64_t num_elements);
 };
 
+TopKKernels topk_kernels_baseline();
+TopKKernels topk_kernels_avx2();
+TopKKernels topk_kernels_avx512();
 const TopKKernels& topk_kernels(Isa isa);
+
+// Returns whether there was room.
+inline bool append_one(float value, uint32_t index, CandidateBuffer& candidates) {
+  const bool has_room = candidates.count < candidates.capacity;
+  if (has_room) {
+    candidates.indices[candidates.count] = index;
+    candidates.values[candidates.count] = value;
+  }
+  ++candidates.count;
+  return has_room;
+}
+
+inline void append_candidates_one_by_one(const float* stash, int count, uint32_t first_index,
+                                         uint32_t threshold, CandidateBuffer& candidates) {
+  for (int i = 0; i < count; ++i) {
+    if (magnitude_bits(stash[i]) >= threshold) {
+      append_one(stash[i], first_index + static_cast<uint32_t>(i), candidates);
+    }
+  }
+}
 
 }  // namespace fastcomm

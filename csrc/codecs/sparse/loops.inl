@@ -1,17 +1,19 @@
-// The top-k loops for one instruction set; included once for each, like dense/loops.inl, with
-//   FASTCOMM_LOOPS_NAMESPACE, FASTCOMM_LOOPS_TARGET  as there
-//   FASTCOMM_APPEND_CANDIDATES                       the compaction of this instruction set
+// The top-k loops for one instruction set. kernels_<isa>.cpp includes this file after
+// core/loops_<isa>.h and its compaction,
+//   append_candidates(stash, count, first_index, threshold_bits, candidates)
+// which appends stash[i] and its index wherever |stash[i]| >= threshold. All instruction sets
+// append the same entries in the same order.
 //
 // The bucket is walked in chunks that stay in the L1 cache: a plain loop that every compiler
 // vectorizes accumulates into a stash, then the compaction, the one place where hand-written
 // intrinsics pay, picks the candidates from the stash. Nearly all candidates will be selected: the
 // residual gets their rounding error at once, while its line is in the cache.
 
+#include "core/loops.inl"
+
 namespace fastcomm::FASTCOMM_LOOPS_NAMESPACE {
 
 constexpr int kChunk = 512;
-// In elements; see dense/loops.inl.
-constexpr int kPrefetchDistance = 800;
 
 // A chunk with values that are not finite, element by element.
 template <class Element>
@@ -39,11 +41,8 @@ accumulate_chunk(const Element* __restrict__ gradient, const float* __restrict__
   constexpr int kStep = 64;  // elements between two prefetches
   uint32_t largest = 0;
   for (int first = 0; first < count; first += kStep) {
-    for (int line = first + kPrefetchDistance; line < first + kPrefetchDistance + kStep;
-         line += 16) {
-      __builtin_prefetch(gradient + line, 0, 3);
-      if constexpr (kHasResidual) __builtin_prefetch(residual + line, 1, 3);
-    }
+    prefetch<false>(gradient + first + kPrefetchDistance, kStep);
+    if constexpr (kHasResidual) prefetch<true>(residual + first + kPrefetchDistance, kStep);
     const int end = first + kStep < count ? first + kStep : count;
     for (int i = first; i < end; ++i) {
       float value = to_float(gradient[i]);
@@ -78,7 +77,7 @@ FASTCOMM_LOOPS_TARGET void accumulate_piece(const AccumulateArguments& arguments
       std::memcpy(residual, stash, static_cast<size_t>(count) * sizeof(float));
     }
     const int64_t num_before = candidates.count;
-    FASTCOMM_APPEND_CANDIDATES(stash, count, first_index, arguments.threshold_bits, candidates);
+    append_candidates(stash, count, first_index, arguments.threshold_bits, candidates);
     if constexpr (kHasResidual) {
       const int64_t end =
           candidates.count < candidates.capacity ? candidates.count : candidates.capacity;
@@ -100,14 +99,24 @@ inline void accumulate(DType dtype, const AccumulateArguments& arguments,
 }
 
 template <class Element>
-FASTCOMM_LOOPS_TARGET void write_elements(const float* __restrict__ sum, float factor,
+FASTCOMM_LOOPS_TARGET void write_elements(const float* __restrict__ sum, float factor, bool streams,
                                           Element* __restrict__ out, int64_t num_elements) {
-  for (int64_t i = 0; i < num_elements; ++i) out[i] = from_float<Element>(sum[i] * factor);
+  int64_t first = 0;
+  if (streams) {
+    alignas(64) Element stash[kChunk];
+    for (; first + kChunk <= num_elements; first += kChunk) {
+      for (int i = 0; i < kChunk; ++i) stash[i] = from_float<Element>(sum[first + i] * factor);
+      stream(stash, out + first, kChunk);
+    }
+    FASTCOMM_LOOPS_STREAM_END();
+  }
+  for (int64_t i = first; i < num_elements; ++i) out[i] = from_float<Element>(sum[i] * factor);
 }
 
-inline void write(DType dtype, const float* sum, float factor, void* out, int64_t num_elements) {
+inline void write(DType dtype, const float* sum, float factor, bool streams, void* out,
+                  int64_t num_elements) {
   visit_dtype(dtype, [&](auto element) {
-    write_elements(sum, factor, static_cast<decltype(element)*>(out), num_elements);
+    write_elements(sum, factor, streams, static_cast<decltype(element)*>(out), num_elements);
   });
 }
 

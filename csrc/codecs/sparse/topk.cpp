@@ -11,6 +11,7 @@ namespace fastcomm {
 namespace {
 
 constexpr int64_t kSubBlockElements = 65536;
+constexpr int64_t kSmallestStreamed = int64_t{1} << 18;  // elements of a result; see core/loops.inl
 
 int64_t num_sub_blocks(int64_t num_elements) {
   return (num_elements + kSubBlockElements - 1) / kSubBlockElements;
@@ -169,6 +170,7 @@ void TopKDecoder::decode(const TopKExecution& execution, DType dtype,
     }
   }
 
+  const bool streams = num_elements >= kSmallestStreamed;
   // One sub-block at a time: its f32 sum stays in the cache, and the result is written once.
   auto decode_block = [&](int64_t block, float* sum) {
     const int64_t first = block * kSubBlockElements;
@@ -187,7 +189,8 @@ void TopKDecoder::decode(const TopKExecution& execution, DType dtype,
       if (begin < end) {
         std::byte* out = static_cast<std::byte*>(piece.out) +
                          static_cast<size_t>(begin - piece_first) * dtype_bytes(dtype);
-        topk_kernels(execution.isa).write(dtype, sum + (begin - first), factor, out, end - begin);
+        topk_kernels(execution.isa)
+            .write(dtype, sum + (begin - first), factor, streams, out, end - begin);
       }
       piece_first += piece.num_elements;
     }

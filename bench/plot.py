@@ -1,0 +1,72 @@
+"""Figures of what the benchmarks wrote with --json.
+
+    python bench/plot.py out.json ... -o fig.png
+
+The "benchmark" field of the rows says what to draw.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib.style
+from matplotlib.figure import Figure, SubFigure
+
+from plot_codecs import codecs_height, draw_codecs
+from plot_rivals import INT8_HEIGHT, TOPK_HEIGHT, draw_int8, draw_topk
+from plot_style import Row, distinct, draw_footer, select
+
+_WIDTH, _FOOTER_HEIGHT = 9.0, 0.3  # inches
+
+
+class Drawing(NamedTuple):
+    """How to draw the rows of one benchmark."""
+
+    draw: Callable[[SubFigure, list[Row]], None]
+    height: Callable[[list[Row]], float]  # in inches
+
+
+# By the "benchmark" field of the rows.
+DRAWINGS = {
+    "codec": Drawing(draw_codecs, codecs_height),
+    "topk": Drawing(draw_topk, lambda rows: TOPK_HEIGHT),
+    "int8": Drawing(draw_int8, lambda rows: INT8_HEIGHT),
+}
+
+
+def draw(rows: list[Row]) -> Figure:
+    """Draw the benchmarks of the rows one below the other, and where they come from."""
+    parts = {name: select(rows, benchmark=name) for name in distinct(rows, "benchmark")}
+    heights = [DRAWINGS[name].height(part) for name, part in parts.items()]
+    heights.append(_FOOTER_HEIGHT)
+    figure = Figure(figsize=(_WIDTH, sum(heights)), layout="constrained")
+    pieces = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for (name, part), piece in zip(parts.items(), pieces, strict=False):
+        DRAWINGS[name].draw(piece, part)
+    draw_footer(pieces[-1], rows)
+    return figure
+
+
+def main() -> None:
+    """Draw the files of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("json", nargs="+", type=Path, help="results of benchmarks")
+    parser.add_argument("-o", "--output", type=Path, required=True, help=".png, .svg or .pdf")
+    arguments = parser.parse_args()
+    rows = [row for file in arguments.json for row in json.loads(file.read_text())]
+    known = [row for row in rows if row.get("benchmark") in DRAWINGS]
+    if len(known) < len(rows):
+        others = dict.fromkeys(str(r.get("benchmark")) for r in rows if r not in known)
+        print(f"left out, for want of a drawing: benchmark {', '.join(others)}")
+    if not known:
+        parser.error(f"nothing to draw; drawings: {', '.join(DRAWINGS)}")
+    with matplotlib.style.context(Path(__file__).with_suffix(".mplstyle")):
+        draw(known).savefig(arguments.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""What every codec offers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from fastcomm import _C
+from fastcomm._arguments import check_residual, check_tensor
+from fastcomm.errors import ArgumentError
+
+
+@dataclass(frozen=True)
+class Codec:
+    """Turns float32, bfloat16 or float16 elements into a payload and back.
+
+    Subclasses are frozen and comparable; ``str(codec)`` is the name that :func:`codec` takes.
+    """
+
+    name: ClassVar[str]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def spec(self) -> _C.CodecSpec:
+        """What the native layer needs to know of this codec."""
+        return _C.CodecSpec(self.name)
+
+    @property
+    def loses_bits(self) -> bool:
+        """Whether anything is left out of a payload, so that error feedback matters."""
+        return True
+
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether it rounds at random: for synchronization without error feedback only."""
+        return False
+
+    def at_warmup(self, progress: float) -> Codec:
+        """Return the codec to use at ``progress`` (0 <= progress < 1) of a warm-up."""
+        raise NotImplementedError
+
+    def check_error_feedback(self, has_residual: bool) -> None:
+        """Raise :class:`ArgumentError` if this codec cannot be used with a residual."""
+        if has_residual and self.is_stochastic:
+            raise ArgumentError(
+                f"codec {str(self)!r} rounds at random, which replaces error feedback; use "
+                f'codec="{self.name}", or no residual (error_feedback=False)'
+            )
+
+    def wire_bytes(self, num_elements: int) -> int:
+        """Return the size in bytes of a payload of ``num_elements`` elements, header included."""
+        if num_elements < 0:
+            raise ArgumentError(f"num_elements {num_elements} is negative; pass tensor.numel()")
+        return _C.payload_bytes(self.spec, num_elements)
+
+    def encode(self, tensor: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """Encode ``tensor + residual`` and leave in ``residual`` what the payload leaves out.
+
+        Args:
+            tensor: contiguous CPU tensor of float32, bfloat16 or float16, of any shape.
+            residual: contiguous float32 CPU tensor of as many elements, updated in place;
+                None: what is left out is lost.
+
+        Stochastic rounding uses the random numbers of rank 0, step 0.
+
+        Returns:
+            The payload, a uint8 tensor of shape (``wire_bytes(tensor.numel())``,).
+
+        Raises:
+            ArgumentError: for a dtype, device or size that cannot be encoded.
+        """
+        check_tensor(tensor, "tensor")
+        check_residual(residual, tensor)
+        self.check_error_feedback(residual is not None)
+        payload = torch.empty(self.wire_bytes(tensor.numel()), dtype=torch.uint8)
+        _C.encode(self.spec, tensor.detach(), residual, [], payload, _C.CodecWorkspace())
+        return payload
+
+    def decode(self, payload: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Decode a payload of this codec.
+
+        Args:
+            payload: uint8 tensor, as :meth:`encode` returns it.
+            out: where to write, a contiguous float32, bfloat16 or float16 CPU tensor of as many
+                elements as were encoded; None: a new float32 tensor of shape (num_elements,).
+
+        Returns:
+            ``out``.
+
+        Raises:
+            PayloadError: if the payload is damaged, truncated, or of another codec or size.
+        """
+        is_tensor = isinstance(payload, torch.Tensor)
+        if not is_tensor or payload.dtype != torch.uint8 or not payload.is_contiguous():
+            raise ArgumentError(
+                "payload must be a contiguous uint8 tensor, got "
+                f"{payload.dtype if is_tensor else type(payload).__name__}; "
+                "pass what encode() returned"
+            )
+        if out is None:
+            num_elements = _C.payload_num_elements(payload)
+            # The claim of a damaged header must not decide how much memory is allocated.
+            if self.wire_bytes(num_elements) != payload.numel():
+                num_elements = 0
+            out = torch.empty(num_elements, dtype=torch.float32)
+        check_tensor(out, "out")
+        if payload.data_ptr() % _C.PAYLOAD_ALIGNMENT:
+            payload = payload.clone()
+        _C.decode(self.spec, payload, out.detach(), _C.CodecWorkspace())
+        return out
