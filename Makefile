@@ -16,14 +16,18 @@ DATA ?= auto
 MNIST ?=
 EPOCHS ?=
 
+# Of `make fuzz`: a clang with libFuzzer, on Debian of the packages clang and libclang-rt-dev.
+FUZZ_CXX ?= clang++
+FUZZ_SECONDS ?= 300
+
 VENV := .venv
 BIN := $(VENV)/bin
 NATIVE_SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc -type f)
-CPP_FILES = $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.inl')
+CPP_FILES = $(shell find csrc tests/cpp tests/fuzz -name '*.h' -o -name '*.cpp' -o -name '*.inl')
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-cpp test-python bench lint format clean
+.PHONY: help demo test test-cpp test-python fuzz bench lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -43,6 +47,14 @@ test-cpp: $(VENV)/.with-test  ## the C++ tests (built without torch)
 test-python: $(VENV)/.with-test  ## the Python tests
 	$(BIN)/python -m pytest
 
+fuzz: $(VENV)/.with-test  ## damaged payloads against the decoders, with clang; FUZZ_SECONDS= FUZZ_CXX=
+	$(BIN)/cmake -S . -B build/fuzz -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
+	  -DCMAKE_CXX_COMPILER=$(FUZZ_CXX) -DFASTCOMM_PYTHON=OFF -DFASTCOMM_FUZZ=ON
+	$(BIN)/cmake --build build/fuzz --target payload_fuzz
+	mkdir -p build/fuzz/found
+	build/fuzz/tests/fuzz/payload_fuzz -max_total_time=$(FUZZ_SECONDS) -timeout=10 \
+	  -artifact_prefix=build/fuzz/ build/fuzz/found tests/fuzz/corpus
+
 bench: $(VENV)/.with-demo  ## codecs against the speed of memory; gradient synchronization against other hooks
 	$(BIN)/python bench/codecs.py --quick
 	$(BIN)/python bench/ddp.py
@@ -51,13 +63,13 @@ lint: $(VENV)/.with-demo,lint,test  ## check style and types of Python and C++
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	@echo clang-format --dry-run -Werror csrc tests/cpp
+	@echo clang-format --dry-run -Werror csrc tests/cpp tests/fuzz
 	@$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
 
 format: $(VENV)/.with-demo,lint,test  ## format Python and C++, fix what can be fixed
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
-	@echo clang-format -i csrc tests/cpp
+	@echo clang-format -i csrc tests/cpp tests/fuzz
 	@$(BIN)/clang-format -i $(CPP_FILES)
 
 clean:  ## remove .venv and everything that was built

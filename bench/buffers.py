@@ -23,6 +23,7 @@ class Buffers:
     residual: torch.Tensor
     received: torch.Tensor  # a payload of another rank
     payload: torch.Tensor
+    unsealed: torch.Tensor  # a payload without header and checksum
     float32_out: torch.Tensor
 
     @property
@@ -58,7 +59,7 @@ class BufferPool:
         many as to move twice the L3 cache through it, but at most a third of the machine's memory.
         """
         cache = l3_bytes()
-        set_bytes = num_elements * (8 + dtype.itemsize) + 2 * payload_bytes
+        set_bytes = num_elements * (8 + dtype.itemsize) + 3 * payload_bytes
         bytes_per_use = STREAM_COPY_BYTES * num_elements
         wanted = 1 + math.ceil(2 * (cache or _ASSUMED_L3_BYTES) / bytes_per_use)
         affordable = memory_bytes() // 3 // set_bytes
@@ -79,6 +80,7 @@ class BufferPool:
                 torch.ones(num_elements),
                 torch.ones(payload_bytes, dtype=torch.uint8),
                 torch.ones(payload_bytes, dtype=torch.uint8),
+                torch.ones(payload_bytes, dtype=torch.uint8),
                 torch.ones(num_elements),
             )
             for _ in range(num_sets)
@@ -96,7 +98,12 @@ class BufferPool:
         """Return the sets with payloads of a codec in them, and a residual of zero."""
         num_elements = self.sets[0].gradient.numel()
         size = _C.payload_bytes(spec, num_elements, sliced=True)
-        sets = [replace(s, received=s.received[:size], payload=s.payload[:size]) for s in self.sets]
+        sets = [
+            replace(
+                s, received=s.received[:size], payload=s.payload[:size], unsealed=s.unsealed[:size]
+            )
+            for s in self.sets
+        ]
         for index, buffers in enumerate(sets):
             gradient = sets[index - 1].gradient
             buffers.residual.zero_()

@@ -36,6 +36,8 @@ class CodecRow:
     bytes_per_second: float
     ratio_to_add: float
     ratio_to_stream_copy: float
+    kernel_seconds_median: float
+    kernel_ratio_to_add: float
     add_bytes_per_second: float
     add_spread_ratio: float
     stream_copy_bytes_per_second: float
@@ -106,12 +108,25 @@ def measure_codec(
     def decode(b: Buffers) -> None:
         _C.decode(spec, b.payload, b.out, workspace, sliced=True)
 
+    def encode_kernel(b: Buffers) -> None:
+        _C.encode(spec, b.gradient, b.residual, [], b.unsealed, workspace, True, sealed=False)
+
+    def hop_kernel(b: Buffers) -> None:
+        received = [b.received]
+        _C.encode(spec, b.gradient, b.residual, received, b.unsealed, workspace, True, sealed=False)
+
+    def decode_kernel(b: Buffers) -> None:
+        _C.decode(spec, b.payload, b.out, workspace, sliced=True, sealed=False)
+
     with forced_isa(isa):
         sets = pool.for_payloads(spec, workspace)
         turns = TakingTurns(
             {
                 "add": lambda b: b.add(),
                 "stream_copy": lambda b: b.stream_copy(workspace),
+                "encode kernel": encode_kernel,
+                "hop kernel": hop_kernel,
+                "decode kernel": decode_kernel,
                 "encode": encode,
                 "hop": hop,
                 "decode": decode,
@@ -148,6 +163,7 @@ def _row(
     moved = moved_bytes(operation, num_elements, dtype.itemsize, payload_bytes)
     add_bytes, copy_bytes = ADD_BYTES * num_elements, STREAM_COPY_BYTES * num_elements
     mine, add, copy = seconds[operation], seconds["add"], seconds["stream_copy"]
+    kernel = seconds[f"{operation} kernel"]
     return CodecRow(
         benchmark="codec",
         codec=label,
@@ -165,6 +181,8 @@ def _row(
         bytes_per_second=moved / median(mine),
         ratio_to_add=moved / add_bytes * median(add) / median(mine),
         ratio_to_stream_copy=moved / copy_bytes * median(copy) / median(mine),
+        kernel_seconds_median=median(kernel),
+        kernel_ratio_to_add=moved / add_bytes * median(add) / median(kernel),
         add_bytes_per_second=add_bytes / median(add),
         add_spread_ratio=spread(add),
         stream_copy_bytes_per_second=copy_bytes / median(copy),

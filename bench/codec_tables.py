@@ -50,7 +50,17 @@ def print_codecs(rows: list[CodecRow]) -> None:
         f"{first.isa}, {_circumstances(first)}, {first.dtype}\n"
         f"b += a {add / 1e9:.2f} GB/s, streaming copy {copy / 1e9:.2f} GB/s",
         ["codec", "operation"],
-        ["bits/el.", "ms", "spread %", "G el./s", "GB/s", "/ b += a", "/ copy", "checked"],
+        [
+            "bits/el.",
+            "ms",
+            "spread %",
+            "G el./s",
+            "GB/s",
+            "/ b += a",
+            "/ copy",
+            "kernel / b += a",
+            "checked",
+        ],
     )
     for row in rows:
         table.add_row(
@@ -63,6 +73,7 @@ def print_codecs(rows: list[CodecRow]) -> None:
             f"{row.bytes_per_second / 1e9:.2f}",
             f"{row.ratio_to_add:.2f}",
             f"{row.ratio_to_stream_copy:.2f}",
+            f"{row.kernel_ratio_to_add:.2f}",
             _verdict(row.correct, NO_ORACLE if row.oracle == NO_ORACLE else "oracle"),
         )
     _console.print(table)

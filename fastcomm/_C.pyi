@@ -46,7 +46,8 @@ class ThreadPool:
 class CodecWorkspace:
     def __init__(self, threads: ThreadPool | None = None) -> None: ...
 
-# `sliced`: as the ring cuts a bucket, a payload for each slice, one after another.
+# `sliced`: as the ring cuts a bucket, a payload for each slice, one after another. `sealed`: False,
+# in benchmarks, leaves out headers and checksums.
 def payload_bytes(spec: CodecSpec, num_elements: int, sliced: bool = False) -> int: ...
 def payload_num_elements(payload: Tensor) -> int: ...
 def encode(
@@ -57,6 +58,7 @@ def encode(
     payload: Tensor,
     workspace: CodecWorkspace,
     sliced: bool = False,
+    sealed: bool = True,
 ) -> None: ...
 def decode(
     spec: CodecSpec,
@@ -64,6 +66,7 @@ def decode(
     out: Tensor,
     workspace: CodecWorkspace,
     sliced: bool = False,
+    sealed: bool = True,
 ) -> None: ...
 
 # A copy past the cache, of float32: what benchmarks compare with.

@@ -9,8 +9,10 @@ import pytest
 from fastcomm import _C
 
 # In CI the same examples on every run: a red run is the change's fault, not chance's.
-hypothesis.settings.register_profile("default", deadline=None)
-hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("default", deadline=None, max_examples=60)
+hypothesis.settings.register_profile("ci", deadline=None, max_examples=60, derandomize=True)
+# pytest --hypothesis-profile=thorough: an hour, for changes of a codec.
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=10_000)
 hypothesis.settings.load_profile("ci" if "CI" in os.environ else "default")
 
 

@@ -4,6 +4,7 @@ import hashlib
 
 import torch
 import torch.distributed as dist
+from torch.nn.functional import pad
 
 
 def gradient(num_elements: int, step: int = 0, rank: int | None = None) -> torch.Tensor:
@@ -25,16 +26,21 @@ def conservation_error(
     gradient: torch.Tensor,
     before: torch.Tensor,
     after: torch.Tensor,
+    block: int = 1,
 ) -> float:
     """Return the largest relative violation, over the elements, of the conservation law.
 
-    delivered + sum of residuals after = sum of gradients + sum of residuals before. Collective.
+    delivered + sum of residuals after = sum of gradients + sum of residuals before. Relative to the
+    element's own magnitude, or to the largest one in its block, for codecs that rotate blocks.
+    Collective.
     """
     if delivered.numel() == 0:
         return 0.0
     entries = [t.double().flatten() for t in (gradient, before, after)]
     held = sum_over_ranks(entries[0] + entries[1] - entries[2])
     magnitude = sum_over_ranks(entries[0].abs() + entries[1].abs() + entries[2].abs())
+    blocks = pad(magnitude, (0, -magnitude.numel() % block)).reshape(-1, block)
+    magnitude = blocks.amax(dim=1).repeat_interleave(block)[: magnitude.numel()]
     error = (delivered.double().flatten() - held).abs() / magnitude.clamp(min=1e-300)
     return error.max().item()
 

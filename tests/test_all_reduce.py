@@ -6,13 +6,19 @@ import torch.distributed as dist
 
 import fastcomm
 import ranks
+from fastcomm import _C
 from ledger import conservation_error, digest, gradient, sum_over_ranks
+from promises import FORMATS, block_of, is_rotated
 
-CODECS = ("fp32", "bf16", "int8", "int4", "topk:0.01", "topk:0.3")
-ALGORITHMS = ("ring", "gather")
-RANKS = (2, 3, 4, 5)
-SIZES = (0, 1, 3, 7, 511, 513, 100_003)
-STEPS = 3
+CODECS = (*FORMATS, "topk:0.01", "topk:0.3")
+ALGORITHMS = _C.algorithm_names()
+SIZES = (0, 1, 3, 7, 511, 513, 20_011)
+STEPS = 2
+# Every codec on three ranks, where each hop and each role differ; of other numbers, one of a kind.
+RANKS_AND_CODECS = [
+    *((3, codec) for codec in CODECS),
+    *((n, codec) for n in (2, 4, 5) for codec in ("fp32", "int8", "sign", "topk:0.01")),
+]
 
 
 # --- fp32 is a plain all-reduce ---------------------------------------------------------------
@@ -32,7 +38,7 @@ def fp32_against_torch(algorithm: str) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("num_ranks", RANKS)
+@pytest.mark.parametrize("num_ranks", [2, 3, 5])
 def test_fp32_equals_torch_all_reduce(num_ranks: int, algorithm: str) -> None:
     ranks.run(num_ranks, fp32_against_torch, algorithm)
 
@@ -57,7 +63,7 @@ def low_precision_against_f32(dtype: torch.dtype, algorithm: str) -> None:
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("num_ranks", [2, 3, 5])
+@pytest.mark.parametrize("num_ranks", [2, 5])
 def test_low_precision_sums_are_accumulated_in_f32(
     num_ranks: int, dtype: torch.dtype, algorithm: str
 ) -> None:
@@ -73,6 +79,7 @@ def keep_books(
     """Return the hash of every result, and the worst violation of conservation."""
     digests = []
     worst = 0.0
+    block = block_of(codec) if is_rotated(codec) else 1
     for num_elements in sizes:
         residual = torch.zeros(num_elements)
         for step in range(steps):
@@ -80,7 +87,7 @@ def keep_books(
             before = residual.clone()
             result = mine.clone()
             fastcomm.all_reduce(result, codec=codec, residual=residual, algorithm=algorithm)
-            worst = max(worst, conservation_error(result, mine, before, residual))
+            worst = max(worst, conservation_error(result, mine, before, residual, block))
 
             again, residual_again = mine.clone(), before.clone()
             fastcomm.all_reduce(again, codec=codec, residual=residual_again, algorithm=algorithm)
@@ -90,24 +97,23 @@ def keep_books(
     return digests, worst
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("codec", CODECS)
-@pytest.mark.parametrize("num_ranks", RANKS)
-def test_ranks_and_runs_are_identical_and_nothing_is_lost(
-    num_ranks: int, codec: str, algorithm: str
-) -> None:
-    of_rank = ranks.run(num_ranks, keep_books, codec, algorithm, SIZES, STEPS)
-    for digests, _ in of_rank[1:]:
-        assert digests == of_rank[0][0], "the ranks' results differ"
-    assert max(worst for _, worst in of_rank) <= 1e-6
+def keep_books_of_all_algorithms(codec: str) -> dict[str, tuple[list[str], float]]:
+    return {algorithm: keep_books(codec, algorithm, SIZES, STEPS) for algorithm in ALGORITHMS}
+
+
+@pytest.mark.parametrize(("num_ranks", "codec"), RANKS_AND_CODECS)
+def test_ranks_and_runs_are_identical_and_nothing_is_lost(num_ranks: int, codec: str) -> None:
+    of_rank = ranks.run(num_ranks, keep_books_of_all_algorithms, codec)
+    for algorithm, (digests, _) in of_rank[0].items():
+        for other in of_rank:
+            assert other[algorithm][0] == digests, f"the ranks' results of {algorithm} differ"
+            assert other[algorithm][1] <= 1e-6, algorithm
 
 
 # Every segment of the dense codecs has two or more slices, the last one odd.
 SEVERAL_SLICES = {
-    "fp32": 1_300_001,
-    "bf16": 2_600_001,
-    "int8": 5_000_001,
-    "int4": 4_500_001,
+    "fp32": 1_100_001,
+    "int8": 4_300_001,
     "topk:0.01": 5_000_001,
 }
 
@@ -120,8 +126,9 @@ def test_segments_of_several_slices_keep_the_invariants(codec: str, algorithm: s
     assert max(worst for _, worst in of_rank) <= 1e-6
 
 
-def test_slices_in_flight_around_a_ring_of_three_keep_the_invariants() -> None:
-    of_rank = ranks.run(3, keep_books, "int8", "ring", (7_500_001,), 1)
+@pytest.mark.parametrize("algorithm", ["ring", "scatter_gather"])
+def test_slices_in_flight_between_three_ranks_keep_the_invariants(algorithm: str) -> None:
+    of_rank = ranks.run(3, keep_books, "int8", algorithm, (7_500_001,), 1)
     assert of_rank[0][0] == of_rank[1][0] == of_rank[2][0], "the ranks' results differ"
     assert max(worst for _, worst in of_rank) <= 1e-6
 
@@ -139,71 +146,6 @@ def test_average_is_the_sum_divided_by_the_number_of_ranks(codec: str) -> None:
     of_rank = ranks.run(3, compressed_averages, codec)
     assert len({digests for digests, _ in of_rank}) == 1
     assert max(difference for _, difference in of_rank) <= 2e-6
-
-
-# --- non-finite gradients ---------------------------------------------------------------------
-
-POISONED_ELEMENT = 1300
-POISONED_RANK = 1
-
-
-def step_with_poison(
-    codec: str, algorithm: str, poison: float
-) -> tuple[list[int], bool, bool, float]:
-    """Return non-finite elements of the result, two facts on residuals, the next step's error."""
-    num_elements = 5000
-    residual = 0.01 * gradient(num_elements, step=7)
-    before = residual.clone()
-    result = gradient(num_elements)
-    if dist.get_rank() == POISONED_RANK:
-        result[POISONED_ELEMENT] = poison
-    fastcomm.all_reduce(result, codec=codec, residual=residual, algorithm=algorithm)
-    non_finite = result.isfinite().logical_not().nonzero().flatten().tolist()
-    is_finite = bool(residual.isfinite().all())
-    is_kept = residual[POISONED_ELEMENT].item() == before[POISONED_ELEMENT].item()
-
-    mine, before = gradient(num_elements, step=1), residual.clone()
-    result = mine.clone()
-    fastcomm.all_reduce(result, codec=codec, residual=residual, algorithm=algorithm)
-    return non_finite, is_finite, is_kept, conservation_error(result, mine, before, residual)
-
-
-def affected_elements(codec: str) -> list[int]:
-    block = {"int8": 512, "int4": 256, "topk:0.3": 256}.get(codec, 1)  # topk:0.3 is sent as int4
-    first = POISONED_ELEMENT // block * block
-    return list(range(first, first + block))
-
-
-@pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("codec", CODECS)
-def test_non_finite_gradient_reaches_all_ranks_and_no_residual(
-    codec: str, algorithm: str, poison: float
-) -> None:
-    of_rank = ranks.run(3, step_with_poison, codec, algorithm, poison)
-    for non_finite, residual_is_finite, _, next_step_error in of_rank:
-        assert non_finite == affected_elements(codec)
-        assert residual_is_finite
-        assert next_step_error <= 1e-6
-    assert of_rank[POISONED_RANK][2], "the residual under the poison must keep its value"
-
-
-def all_poisoned(codec: str, algorithm: str) -> tuple[bool, bool]:
-    residual = torch.zeros(3000)
-    result = gradient(3000)
-    if dist.get_rank() == POISONED_RANK:
-        result.fill_(float("nan"))
-    fastcomm.all_reduce(result, codec=codec, residual=residual, algorithm=algorithm)
-    return bool(result.isfinite().all()), bool(residual.isfinite().all())
-
-
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("codec", CODECS)
-def test_a_gradient_of_nothing_but_nan_leaves_residuals_finite(codec: str, algorithm: str) -> None:
-    # Top-k cannot send them all: what it leaves out must not end in the residual either.
-    for result_is_finite, residual_is_finite in ranks.run(3, all_poisoned, codec, algorithm):
-        assert not result_is_finite
-        assert residual_is_finite
 
 
 # --- one rank ---------------------------------------------------------------------------------

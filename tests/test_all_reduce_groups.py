@@ -18,6 +18,7 @@ EXCHANGES = (
     (100_003, "topk:0.01", "gather"),
     (0, "int8", "gather"),
     (70_001, "int4", "ring"),
+    (70_001, "sign", "scatter_gather"),
     (513, "bf16", "gather"),
     (100_003, "fp32", "ring"),
 )

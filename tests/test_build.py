@@ -95,16 +95,16 @@ def test_python_m_fastcomm_prints_what_was_built_and_what_runs(tmp_path: Path) -
     assert facts["CPU instruction set"].startswith(_C.supported_isas()[-1])
     for isa in _C.supported_isas():
         assert isa in facts["CPU instruction set"]
-    for codec in ["fp32", "bf16", "int8", "int4", "topk:DENSITY"]:
+    for codec in ["fp32", "bf16", "fp16", "fp8", "int8", "int4", "int2", "sign", "topk:DENSITY"]:
         assert codec in facts["codecs"].split(", ")
-    for algorithm in ["auto", "ring", "gather"]:
+    for algorithm in ["auto", "ring", "gather", "scatter_gather"]:
         assert algorithm in facts["algorithms"].split(", ")
     assert "CUDA architectures" in facts
 
 
 def test_every_native_codec_has_a_python_name() -> None:
-    for name in _C.dense_codec_names():
-        assert str(fastcomm.codec(name)) == name
+    for native in _C.dense_formats():
+        assert str(fastcomm.codec(native.name)) == native.name
 
 
 def test_forcing_an_unknown_instruction_set_lists_the_supported_ones() -> None:

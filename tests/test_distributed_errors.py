@@ -64,7 +64,8 @@ def differ_in_register(option: str, values: list[Any]) -> str:
     [
         ("codec", ["int8", "int4"]),
         ("codec", ["topk:0.01", "topk:0.02"]),
-        ("algorithm", ["ring", "gather"]),
+        ("codec", ["sign:seed=1", "sign:seed=2"]),
+        ("algorithm", ["ring", "scatter_gather"]),
         ("min_compress_elements", [1024, 2048]),
         ("warmup_steps", [None, 10]),
     ],
@@ -129,10 +130,16 @@ def differ_in_all_reduce(options: list[dict[str, Any]], sizes: list[int]) -> str
     ("options", "sizes", "words"),
     [
         ([{"codec": "int8"}, {"codec": "int4"}], [9, 9], ["codec=int8", "codec=int4"]),
+        ([{"codec": "int2"}, {"codec": "int2:seed=7"}], [9, 9], ["=int2", "=int2:seed=7"]),
+        (
+            [{"codec": "int8"}, {"codec": "int8:stochastic"}],
+            [9, 9],
+            ["codec=int8", "codec=int8:stochastic"],
+        ),
         ([{"algorithm": "ring"}, {"algorithm": "gather"}], [9, 9], ["=ring", "=gather"]),
         ([{}, {}], [5000, 8000], ["5000 elements", "8000 elements"]),
     ],
-    ids=["codec", "algorithm", "size"],
+    ids=["codec", "seed", "rounding", "algorithm", "size"],
 )
 def test_all_reduce_that_differs_raises_the_same_table_on_all_ranks(
     options: list[dict[str, Any]], sizes: list[int], words: list[str]
@@ -173,8 +180,8 @@ def test_arguments_that_cannot_work_are_refused_before_anything_is_sent() -> Non
         [
             ["torch.int64", "float32, bfloat16 and float16"],
             ["MAX", "ReduceOp.SUM or ReduceOp.AVG"],
-            ["'tree'", "auto, ring, gather"],
-            ["'int9'", "fp32, bf16, int8, int4"],
+            ["'tree'", "auto, ring, gather, scatter_gather"],
+            ["'int9'", "fp32, bf16, fp16, fp8, int8"],
             ["5 elements", "6 elements"],
             ["not contiguous", "contiguous()"],
         ],
@@ -234,7 +241,7 @@ assert state.stats.steps == 3 and state.stats.wire_bytes > 0
 """
 LEAVE_IN_FLIGHT = """
 tensor = torch.ones(100_000)
-work = fastcomm.all_reduce(tensor, async_op=True)
+work = fastcomm.all_reduce(tensor, async_op=True, codec_threads=3)
 """
 DISAGREE = """
 state = fastcomm.HookState(["int8", "int4"][dist.get_rank()])

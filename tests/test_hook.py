@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import cache
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from training import (
     residuals,
 )
 
-COMPRESSED = ("bf16", "int8", "int4", "topk:0.05")
+COMPRESSED = ("bf16", "int8", "int4", "sign", "topk:0.05")
 
 
 # --- gradients --------------------------------------------------------------------------------
@@ -70,7 +71,7 @@ def final_loss(codec: str | None) -> tuple[float, bool]:
     """Train; return the loss, averaged over the last steps and the ranks, and rank identity."""
     model = DistributedDataParallel(mlp())
     if codec is not None:
-        fastcomm.register(model, codec)
+        fastcomm.register(model, codec, error_feedback=not fastcomm.codec(codec).is_stochastic)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     last_losses = []
     for step in range(120):
@@ -88,11 +89,26 @@ def final_loss(codec: str | None) -> tuple[float, bool]:
     return total.item() / dist.get_world_size(), torch.equal(own, of_first)
 
 
+@cache
+def plain_final_loss() -> float:
+    return ranks.run(2, final_loss, None)[0][0]
+
+
 @pytest.mark.parametrize(
-    ("codec", "share"), [("bf16", 0.01), ("int8", 0.01), ("int4", 0.02), ("topk:0.05", 0.2)]
+    ("codec", "share"),
+    [
+        ("bf16", 0.01),
+        ("fp8", 0.01),
+        ("int8", 0.01),
+        ("int8:stochastic", 0.01),
+        ("int4", 0.02),
+        ("int2", 0.05),
+        ("sign", 0.1),
+        ("topk:0.05", 0.2),
+    ],
 )
 def test_compressed_training_follows_plain_ddp(codec: str, share: float) -> None:
-    plain_loss = ranks.run(2, final_loss, None)[0][0]
+    plain_loss = plain_final_loss()
     progress = math.log(CLASSES) - plain_loss
     assert progress > 1, "plain DDP does not learn this"
     for loss, parameters_are_equal in ranks.run(2, final_loss, codec):
@@ -178,6 +194,6 @@ def _sum(tensor: torch.Tensor) -> torch.Tensor:
     return total
 
 
-@pytest.mark.parametrize("codec", ["int4", "topk:0.01"])
+@pytest.mark.parametrize("codec", ["int4", "sign", "topk:0.01"])
 def test_flush_delivers_all_residuals_in_one_step(codec: str) -> None:
     ranks.run(2, flush_once, codec)

@@ -31,24 +31,34 @@ def payload_bytes(codec: Codec, runs: list[tuple[int, bool]], begin: int, end: i
     return total + codec.wire_bytes(num_sparse) - header
 
 
-def ring_bytes(codec: Codec, runs: list[tuple[int, bool]], num_ranks: int, rank: int) -> int:
+def sent_bytes(
+    codec: Codec, algorithm: str, runs: list[tuple[int, bool]], num_ranks: int, rank: int
+) -> int:
     """Return what a rank sends for a bucket whose segments are one slice each."""
     num_elements = sum(n for n, _ in runs)
-    block = codec.block_size if isinstance(codec, fastcomm.Int8 | fastcomm.Int4) else 512
-    segment = math.ceil(math.ceil(num_elements / num_ranks) / block) * block
+    if algorithm == "gather":
+        return (num_ranks - 1) * payload_bytes(codec, runs, 0, num_elements)
+    block = codec.block_size if isinstance(codec, fastcomm.DenseCodec) else 512
+    assert block is not None
+    length = math.ceil(math.ceil(num_elements / num_ranks) / block) * block
+    if algorithm == "ring":
+        segments = [(rank - hop) % num_ranks for hop in range(2 * (num_ranks - 1))]
+    else:  # its part of each other segment, and its own one to all others
+        others = [segment for segment in range(num_ranks) if segment != rank]
+        segments = others + [rank] * len(others)
     total = 0
-    for hop in range(2 * (num_ranks - 1)):
-        begin = min(num_elements, (rank - hop) % num_ranks * segment)
-        end = min(num_elements, begin + segment)
+    for segment in segments:
+        begin = min(num_elements, segment * length)
+        end = min(num_elements, begin + length)
         total += payload_bytes(codec, runs, begin, end) if begin < end else 0
     return total
 
 
-def stats_and_expectation(codec_name: str) -> None:
+def stats_and_expectation(codec_name: str, algorithm: str) -> None:
     num_ranks, rank = dist.get_world_size(), dist.get_rank()
     codec = fastcomm.codec(codec_name)
     model = DistributedDataParallel(mlp(width=3001), bucket_cap_mb=1)
-    recorder = register_recorded(model, codec_name)
+    recorder = register_recorded(model, codec_name, algorithm)
     for step in range(3):
         backward(model, step)
     stats = recorder.state.stats
@@ -59,7 +69,8 @@ def stats_and_expectation(codec_name: str) -> None:
     assert len(buckets) > 3, "this test wants several buckets"
     sizes = [sum(p.numel() for p in bucket) for bucket in buckets]
     assert stats.raw_bytes == sum(2 * (num_ranks - 1) * n * 4 // num_ranks for n in sizes)
-    is_gathered = isinstance(codec, fastcomm.TopK) and num_ranks == 2  # what "auto" means then
+    if algorithm == "auto":
+        algorithm = "gather" if isinstance(codec, fastcomm.TopK) and num_ranks == 2 else "ring"
     # Each bucket is announced to the neighbours: one of two ranks, two of more.
     expected = len(buckets) * _C.ANNOUNCEMENT_BYTES * min(2, num_ranks - 1)
     for bucket in buckets:
@@ -71,18 +82,25 @@ def stats_and_expectation(codec_name: str) -> None:
                 merged[-1] = (merged[-1][0] + n, compressed)
             else:
                 merged.append((n, compressed))
-        if is_gathered:
-            expected += (num_ranks - 1) * payload_bytes(codec, merged, 0, sum(n for n, _ in runs))
-        else:
-            expected += ring_bytes(codec, merged, num_ranks, rank)
+        expected += sent_bytes(codec, algorithm, merged, num_ranks, rank)
     assert stats.wire_bytes == expected
     assert stats.ratio == stats.raw_bytes / stats.wire_bytes
 
 
 @pytest.mark.parametrize("num_ranks", [2, 3])
-@pytest.mark.parametrize("codec", ["fp32", "int8", "int4", "topk:0.01"])
-def test_stats_count_every_byte_sent(codec: str, num_ranks: int) -> None:
-    ranks.run(num_ranks, stats_and_expectation, codec)
+@pytest.mark.parametrize(
+    ("codec", "algorithm"),
+    [
+        ("fp32", "auto"),
+        ("int8", "auto"),
+        ("int4", "gather"),
+        ("sign", "scatter_gather"),
+        ("topk:0.01", "auto"),
+        ("topk:0.01", "scatter_gather"),
+    ],
+)
+def test_stats_count_every_byte_sent(codec: str, algorithm: str, num_ranks: int) -> None:
+    ranks.run(num_ranks, stats_and_expectation, codec, algorithm)
 
 
 def one_matrix(codec: str) -> tuple[int, float]:
@@ -94,7 +112,17 @@ def one_matrix(codec: str) -> tuple[int, float]:
 
 
 @pytest.mark.parametrize(
-    ("codec", "ratio"), [("fp32", 1), ("int8", 3.98), ("int4", 7.86), ("topk:0.01", 99)]
+    ("codec", "ratio"),
+    [
+        ("fp32", 1),
+        ("fp16", 2),
+        ("fp8", 3.98),
+        ("int8", 3.98),
+        ("int4", 7.86),
+        ("int2", 15.5),
+        ("sign", 30.1),
+        ("topk:0.01", 99),
+    ],
 )
 def test_two_ranks_send_one_payload_of_the_bucket_each(codec: str, ratio: float) -> None:
     for wire_bytes, measured_ratio in ranks.run(2, one_matrix, codec):

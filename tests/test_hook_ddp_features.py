@@ -45,7 +45,7 @@ def conserve_across_rebuild(codec: str, ddp_options: dict[str, Any]) -> tuple[li
     return [len(buckets) for buckets in recorder.steps], worst
 
 
-@pytest.mark.parametrize("codec", ["int8", "int4", "topk:0.01"])
+@pytest.mark.parametrize("codec", ["int8", "int4", "int2", "topk:0.01"])
 def test_residuals_follow_their_parameters_when_ddp_rebuilds_its_buckets(codec: str) -> None:
     for num_buckets, worst in ranks.run(2, conserve_across_rebuild, codec, {}):
         assert num_buckets[0] == 1

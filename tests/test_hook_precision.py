@@ -10,7 +10,7 @@ import ranks
 from ledger import digest
 from training import backward, batch, conserving_step, loss_of, mlp, residuals
 
-CODECS = ("fp32", "bf16", "int8", "int4", "topk:0.05")
+CODECS = ("fp32", "bf16", "fp16", "int8", "sign", "topk:0.05")
 
 
 def autocast_steps(codec: str) -> float:

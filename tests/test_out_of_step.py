@@ -35,12 +35,30 @@ def reduce_with_a_new_codec() -> str:
     )
 
 
+def reduce_with_another_rotation() -> str:
+    fastcomm.all_reduce(torch.ones(5000), codec="sign:seed=1")
+    codec = "sign:seed=1" if dist.get_rank() == 0 else "sign:seed=2"
+    return caught(
+        fastcomm.MismatchError, lambda: fastcomm.all_reduce(torch.ones(5000), codec=codec)
+    )
+
+
+def reduce_by_another_algorithm() -> str:
+    fastcomm.all_reduce(torch.ones(5000), algorithm="ring")
+    algorithm = "ring" if dist.get_rank() == 0 else "scatter_gather"
+    return caught(
+        fastcomm.MismatchError, lambda: fastcomm.all_reduce(torch.ones(5000), algorithm=algorithm)
+    )
+
+
 @pytest.mark.parametrize(
     ("function", "texts"),
     [
         (reduce_known_sizes_in_another_order, ("64 elements", "50000 elements")),
         (reduce_a_new_size, ("64 elements", "50000 elements")),
         (reduce_with_a_new_codec, ("int8", "int4")),
+        (reduce_with_another_rotation, ("sign seed=1", "sign seed=2")),
+        (reduce_by_another_algorithm, (", ring", ", scatter_gather")),
     ],
 )
 def test_all_reduce_calls_that_differ_later_raise_on_both_ranks(

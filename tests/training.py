@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import fastcomm
 from ledger import conservation_error
+from promises import is_rotated
 
 FEATURES = 60
 CLASSES = 10
@@ -82,15 +83,19 @@ def conserving_step(model: DistributedDataParallel, state: fastcomm.HookState, s
     zeros = {name: torch.zeros(gradient.numel()) for name, gradient in mine.items()}
     assert mine.keys() == averaged.keys()
     assert after.keys() == (mine.keys() if state.codec.loses_bits else set())
-    return max(
-        conservation_error(
+    arguments = [
+        (
             averaged[name].flatten().double() * world_size,
             mine[name].flatten(),
             before.get(name, zeros[name]),
             after.get(name, zeros[name]),
         )
         for name in mine
-    )
+    ]
+    if is_rotated(state.codec.name):  # blocks hold several parameters
+        delivered, gradient, held, left = (torch.cat(p) for p in zip(*arguments, strict=True))
+        return conservation_error(delivered, gradient, held, left, block=gradient.numel())
+    return max(conservation_error(*of_parameter) for of_parameter in arguments)
 
 
 @dataclass
@@ -118,9 +123,12 @@ def recording_hook(recorder: Recorder, bucket: GradBucket) -> torch.futures.Futu
     return recorder.futures[-1]
 
 
-def register_recorded(model: DistributedDataParallel, codec: str) -> Recorder:
+def register_recorded(
+    model: DistributedDataParallel, codec: str, algorithm: str = "auto"
+) -> Recorder:
     """Do what fastcomm.register does, with a note of every bucket."""
-    recorder = Recorder(fastcomm.HookState(codec, process_group=model.process_group))
+    state = fastcomm.HookState(codec, process_group=model.process_group, algorithm=algorithm)
+    recorder = Recorder(state)
     recorder.state.attach(model)
     model.register_comm_hook(recorder, recording_hook)
     return recorder

@@ -80,7 +80,7 @@ void check_payload_size(std::span<const std::byte> payload, const Slices& slices
 
 void encode(const CodecSpec& spec, const at::Tensor& tensor,
             const std::optional<at::Tensor>& residual, const std::vector<at::Tensor>& received,
-            const at::Tensor& payload, CodecWorkspace& workspace, bool sliced) {
+            const at::Tensor& payload, CodecWorkspace& workspace, bool sliced, bool sealed) {
   BucketCodec codec(spec, memory_of(tensor, residual), {}, 1.0f, 0, workspace);
   const Slices slices(codec, !sliced);
   check_payload_size(bytes_of(payload), slices);
@@ -91,13 +91,17 @@ void encode(const CodecSpec& spec, const at::Tensor& tensor,
     for (size_t r = 0; r < received.size(); ++r) {
       received_slices[r] = slices.payload<std::byte>(codec, bytes_of(received[r]), i);
     }
-    codec.encode(slices.ranges[i], received_slices, labels,
-                 slices.payload<std::byte>(codec, bytes_of(payload), i), {});
+    const std::span<std::byte> slice = slices.payload<std::byte>(codec, bytes_of(payload), i);
+    if (sealed) {
+      codec.encode(slices.ranges[i], received_slices, labels, slice, {});
+    } else {
+      codec.encode_sections(slices.ranges[i], received_slices, slice, {});
+    }
   }
 }
 
 void decode(const CodecSpec& spec, const at::Tensor& payload, const at::Tensor& out,
-            CodecWorkspace& workspace, bool sliced) {
+            CodecWorkspace& workspace, bool sliced, bool sealed) {
   BucketCodec codec(spec, memory_of(out, std::nullopt), {}, 1.0f, 0, workspace);
   const Slices slices(codec, !sliced);
   const MessageLabel label;
@@ -108,7 +112,11 @@ void decode(const CodecSpec& spec, const at::Tensor& payload, const at::Tensor& 
   check_payload_size(bytes_of(payload), slices);
   for (size_t i = 0; i < slices.ranges.size(); ++i) {
     const std::span<const std::byte> bytes = slices.payload<std::byte>(codec, bytes_of(payload), i);
-    codec.decode(slices.ranges[i], {&bytes, 1}, {&label, 1});
+    if (sealed) {
+      codec.decode(slices.ranges[i], {&bytes, 1}, {&label, 1});
+    } else {
+      codec.decode_sections(slices.ranges[i], {&bytes, 1});
+    }
   }
 }
 
@@ -229,9 +237,9 @@ PYBIND11_MODULE(_C, module) {
   });
   module.def("encode", encode, py::arg("spec"), py::arg("tensor"), py::arg("residual"),
              py::arg("received"), py::arg("payload"), py::arg("workspace"),
-             py::arg("sliced") = false, NoGil());
+             py::arg("sliced") = false, py::arg("sealed") = true, NoGil());
   module.def("decode", decode, py::arg("spec"), py::arg("payload"), py::arg("out"),
-             py::arg("workspace"), py::arg("sliced") = false, NoGil());
+             py::arg("workspace"), py::arg("sliced") = false, py::arg("sealed") = true, NoGil());
   module.def("stream_copy", copy_streaming, py::arg("out"), py::arg("tensor"), py::arg("workspace"),
              NoGil());
 

@@ -200,6 +200,13 @@ void BucketCodec::encode(ElementRange range, std::span<const std::span<const std
                          std::span<std::byte> payload, const MessageLabel& label) {
   const PayloadFormat payload_format = format(range);
   check_payloads(range, received, received_labels, payload_format);
+  encode_sections(range, received, payload, label);
+  seal_payload(payload, label, payload_format);
+}
+
+void BucketCodec::encode_sections(ElementRange range,
+                                  std::span<const std::span<const std::byte>> received,
+                                  std::span<std::byte> payload, const MessageLabel& label) {
   int64_t offset = kHeaderBytes;
   if (is_sparse()) {
     auto& pieces = workspace_.topk_pieces;
@@ -210,7 +217,7 @@ void BucketCodec::encode(ElementRange range, std::span<const std::span<const std
       pieces.push_back({gradient_at(begin), residual_at(begin), end - begin});
       count += end - begin;
     });
-    const int64_t k = payload_format.parameter;
+    const int64_t k = topk_count(spec_.density, count);
     const int64_t bytes = topk_section_bytes(k, count);
     workspace_.topk_encoder.encode(
         {isa_, workspace_.threads.get()}, memory_.dtype, pieces, k, sections_at(received, offset),
@@ -225,13 +232,16 @@ void BucketCodec::encode(ElementRange range, std::span<const std::span<const std
     encode_dense(dense, begin, end, received, payload, offset, is_stochastic ? &noise : nullptr);
     offset += dense.section_bytes(end - begin);
   });
-  seal_payload(payload, label, payload_format);
 }
 
 void BucketCodec::decode(ElementRange range, std::span<const std::span<const std::byte>> payloads,
                          std::span<const MessageLabel> labels) {
-  const PayloadFormat payload_format = format(range);
-  check_payloads(range, payloads, labels, payload_format);
+  check_payloads(range, payloads, labels, format(range));
+  decode_sections(range, payloads);
+}
+
+void BucketCodec::decode_sections(ElementRange range,
+                                  std::span<const std::span<const std::byte>> payloads) {
   int64_t offset = kHeaderBytes;
   if (is_sparse()) {
     auto& pieces = workspace_.topk_out_pieces;
@@ -242,10 +252,10 @@ void BucketCodec::decode(ElementRange range, std::span<const std::span<const std
       pieces.push_back({gradient_at(begin), end - begin});
       count += end - begin;
     });
-    workspace_.topk_decoder.decode({isa_, workspace_.threads.get()}, memory_.dtype, pieces,
-                                   payload_format.parameter, factor_,
-                                   sections_at(payloads, offset));
-    offset += topk_section_bytes(payload_format.parameter, count);
+    const int64_t k = topk_count(spec_.density, count);
+    workspace_.topk_decoder.decode({isa_, workspace_.threads.get()}, memory_.dtype, pieces, k,
+                                   factor_, sections_at(payloads, offset));
+    offset += topk_section_bytes(k, count);
   }
   for_each_piece(range, [&](int64_t begin, int64_t end, bool compressed) {
     if (compressed && is_sparse()) return;

@@ -68,6 +68,12 @@ class BucketCodec final : public Codec {
   void decode(ElementRange range, std::span<const std::span<const std::byte>> payloads,
               std::span<const MessageLabel> labels) override;
 
+  // The same without headers and checksums: nothing is checked, and the header is left as it is.
+  // For benchmarks of the kernels.
+  void encode_sections(ElementRange range, std::span<const std::span<const std::byte>> received,
+                       std::span<std::byte> payload, const MessageLabel& label);
+  void decode_sections(ElementRange range, std::span<const std::span<const std::byte>> payloads);
+
  private:
   bool is_sparse() const { return dense_ == nullptr; }
   // The section of [begin, end), at `offset` of every payload.

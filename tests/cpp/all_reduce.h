@@ -7,9 +7,10 @@
 #include <string_view>
 #include <vector>
 
-#include "codecs/bucket_codec.h"
 #include "collectives/schedules.h"
+#include "doctest.h"
 #include "ranks.h"
+#include "tested_codecs.h"
 #include "values.h"
 
 namespace fastcomm::testing {
@@ -23,6 +24,7 @@ struct GroupOptions {
   std::vector<Run> runs = {};
   float factor = 1;
   int64_t slice_elements = 0;  // 0: as the codec says
+  int num_threads = 1;         // of a pool that the ranks share
 };
 
 // The codec of a bucket with slices of another size, so that small buckets have several, and with
@@ -40,11 +42,11 @@ class SlicedCodec final : public Codec {
   }
   std::string describe() const override { return codec_.describe(); }
   int64_t payload_bytes(ElementRange range) const override { return codec_.payload_bytes(range); }
-  void encode(ElementRange range, std::span<const std::byte> received,
-              const MessageLabel& received_label, std::span<std::byte> payload,
+  void encode(ElementRange range, std::span<const std::span<const std::byte>> received,
+              std::span<const MessageLabel> received_labels, std::span<std::byte> payload,
               const MessageLabel& label) override {
     if (observe_) observe_("encode", range.begin);
-    codec_.encode(range, received, received_label, payload, label);
+    codec_.encode(range, received, received_labels, payload, label);
   }
   void decode(ElementRange range, std::span<const std::span<const std::byte>> payloads,
               std::span<const MessageLabel> labels) override {
@@ -60,7 +62,7 @@ class SlicedCodec final : public Codec {
 
 struct Rank {
   std::vector<float> result;    // of the last step
-  std::vector<float> residual;  // one per element; cleared by the test: no error feedback
+  std::vector<float> residual;  // one per element; cleared: no error feedback
   Measurements measurements;
   CodecWorkspace workspace;
   PayloadBuffers buffers;
@@ -70,7 +72,12 @@ class Group {
  public:
   explicit Group(GroupOptions options) : options_(std::move(options)) {
     ranks_.resize(static_cast<size_t>(options_.world_size));
-    for (Rank& rank : ranks_) rank.residual.resize(static_cast<size_t>(options_.num_elements));
+    const auto threads = std::make_shared<ThreadPool>(options_.num_threads);
+    for (Rank& rank : ranks_) {
+      rank.workspace.threads = threads;
+      if (options_.codec.is_stochastic) continue;
+      rank.residual.resize(static_cast<size_t>(options_.num_elements));
+    }
   }
 
   // One synchronization of gradients[rank], which are representable in the group's dtype.
@@ -91,7 +98,7 @@ class Group {
         options_.codec,
         {memory.data(), options_.dtype, rank.residual.empty() ? nullptr : rank.residual.data(),
          options_.num_elements},
-        options_.runs, options_.factor, rank.workspace);
+        options_.runs, options_.factor, index, rank.workspace);
     SlicedCodec codec(bucket, options_.slice_elements);
     Exchange exchange(codec, transport, rank.buffers, rank.measurements, id);
     schedule(options_.schedule).run(exchange);
@@ -119,14 +126,44 @@ inline std::vector<std::vector<float>> random_gradients(const GroupOptions& opti
   return gradients;
 }
 
-inline const std::vector<CodecSpec>& tested_codecs() {
-  static const std::vector<CodecSpec> specs = [] {
-    std::vector<CodecSpec> all;
-    for (const DenseFormat& format : dense_formats()) all.push_back({std::string(format.name)});
-    all.push_back({"topk", 0.02});
-    return all;
-  }();
-  return specs;
+inline constexpr int kWorldSizes[] = {1, 2, 3, 5, 8};
+
+// Calls visit(options) for all schedules, codecs and world sizes.
+template <class Visit>
+void for_each_group(GroupOptions options, const std::vector<CodecSpec>& codecs, Visit&& visit) {
+  for (const Schedule& schedule : schedules()) {
+    for (const CodecSpec& codec : codecs) {
+      for (const int world_size : kWorldSizes) {
+        options.schedule = schedule.name;
+        options.codec = codec;
+        options.world_size = world_size;
+        CAPTURE(options.schedule);
+        CAPTURE(options.codec.name);
+        CAPTURE(options.world_size);
+        CAPTURE(options.num_elements);
+        CAPTURE(static_cast<int>(options.dtype));
+        CAPTURE(options.runs.size());
+        CAPTURE(options.slice_elements);
+        visit(options);
+      }
+    }
+  }
+}
+
+template <class Visit>
+void for_each_group(const GroupOptions& options, Visit&& visit) {
+  for_each_group(options, tested_codecs(), visit);
+}
+
+inline void check_ranks_identical(Group& group) {
+  for (const Rank& rank : group.ranks()) REQUIRE(same_bits(rank.result, group.rank(0).result));
+}
+
+inline void check_groups_identical(Group& group, Group& other) {
+  for (int rank = 0; rank < group.options().world_size; ++rank) {
+    REQUIRE(same_bits(group.rank(rank).result, other.rank(rank).result));
+    REQUIRE(same_bits(group.rank(rank).residual, other.rank(rank).residual));
+  }
 }
 
 }  // namespace fastcomm::testing

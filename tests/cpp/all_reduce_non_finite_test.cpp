@@ -1,6 +1,5 @@
 // A NaN or Inf on one rank reaches every rank, and no residual is spoilt by it.
 
-#include <algorithm>
 #include <cmath>
 
 #include "all_reduce.h"
@@ -33,14 +32,13 @@ void check_spoilt_element(GroupOptions options, int spoilt_rank, size_t element,
   for (const testing::Rank& rank : group.ranks()) {
     REQUIRE_FALSE(std::isfinite(rank.result[element]));
     REQUIRE(testing::same_bits(rank.result, group.rank(0).result));
-    REQUIRE(std::all_of(rank.residual.begin(), rank.residual.end(),
-                        [](float residual) { return std::isfinite(residual); }));
+    REQUIRE(testing::all_finite(rank.residual));
   }
   REQUIRE(group.rank(spoilt_rank).residual[element] == previous);
 
   // The next step is a normal one again.
   group.all_reduce(testing::random_gradients(options, Values::kNormal, 3));
-  for (const float result : group.rank(0).result) REQUIRE(std::isfinite(result));
+  REQUIRE(testing::all_finite(group.rank(0).result));
 }
 
 TEST_CASE("one element that is not finite is not finite on every rank") {
@@ -53,11 +51,11 @@ TEST_CASE("one element that is not finite is not finite on every rank") {
                                .world_size = world_size,
                                .num_elements = kNumElements,
                                .dtype = dtype};
+          const float spoilt_values[] = {testing::kNaN, testing::kInfinity, -testing::kInfinity};
           for (const size_t element : {size_t{0}, size_t{1500}, size_t{3000}}) {
             for (int rank = 0; rank < world_size; ++rank) {
-              check_spoilt_element(options, rank, element, testing::kNaN);
-              check_spoilt_element(options, rank, element, testing::kInfinity);
-              check_spoilt_element(options, rank, element, -testing::kInfinity);
+              const auto which = (element + static_cast<size_t>(rank + world_size)) % 3;
+              check_spoilt_element(options, rank, element, spoilt_values[which]);
             }
           }
         }
@@ -67,19 +65,59 @@ TEST_CASE("one element that is not finite is not finite on every rank") {
 }
 
 TEST_CASE("the same for an element of an uncompressed run") {
-  for (const CodecSpec& codec : testing::tested_codecs()) {
-    GroupOptions options{.codec = codec,
-                         .world_size = 3,
-                         .num_elements = kNumElements,
-                         .runs = {{1000, true}, {800, false}, {1201, true}}};
-    check_spoilt_element(options, 1, 1500, testing::kNaN);
+  for (const Schedule& schedule : schedules()) {
+    for (const CodecSpec& codec : testing::tested_codecs()) {
+      GroupOptions options{.codec = codec,
+                           .schedule = schedule.name,
+                           .world_size = 3,
+                           .num_elements = kNumElements,
+                           .runs = {{1000, true}, {800, false}, {1201, true}}};
+      check_spoilt_element(options, 1, 1500, testing::kNaN);
+    }
   }
+}
+
+TEST_CASE("the same element spoilt on several ranks, and many elements on one") {
+  for (const Schedule& schedule : schedules()) {
+    for (const CodecSpec& codec : testing::tested_codecs()) {
+      CAPTURE(codec.name);
+      CAPTURE(schedule.name);
+      const GroupOptions options{
+          .codec = codec, .schedule = schedule.name, .world_size = 5, .num_elements = kNumElements};
+      Group group(options);
+      auto gradients = testing::random_gradients(options, Values::kNormal, 1);
+      for (const size_t rank : {1, 2, 4}) gradients[rank][2000] = testing::kNaN;
+      // More than top-k's k: not all can be sent, but the rank's residual must not keep them.
+      for (size_t i = 0; i < 500; ++i) gradients[3][i] = testing::kInfinity;
+      group.all_reduce(gradients);
+      testing::check_ranks_identical(group);
+      for (const testing::Rank& rank : group.ranks()) REQUIRE(testing::all_finite(rank.residual));
+      REQUIRE_FALSE(std::isfinite(group.rank(0).result[2000]));
+      REQUIRE_FALSE(testing::all_finite(std::span(group.rank(0).result).first(500)));
+    }
+  }
+}
+
+TEST_CASE("with stochastic rounding one element that is not finite reaches every rank") {
+  testing::for_each_group(
+      {.num_elements = kNumElements}, testing::stochastic_codecs(),
+      [](const GroupOptions& options) {
+        Group group(options);
+        auto gradients = testing::random_gradients(options, Values::kNormal, 1);
+        gradients.back()[1500] = testing::kInfinity;
+        group.all_reduce(gradients);
+        testing::check_ranks_identical(group);
+        REQUIRE_FALSE(std::isfinite(group.rank(0).result[1500]));
+        group.all_reduce(testing::random_gradients(options, Values::kNormal, 2));
+        REQUIRE(testing::all_finite(group.rank(0).result));
+      });
 }
 
 TEST_CASE("opposite infinities on two ranks are not finite on every rank") {
   for (const Schedule& schedule : schedules()) {
     for (const CodecSpec& codec : testing::tested_codecs()) {
       CAPTURE(codec.name);
+      CAPTURE(schedule.name);
       const GroupOptions options{
           .codec = codec, .schedule = schedule.name, .world_size = 3, .num_elements = kNumElements};
       Group group(options);
@@ -99,6 +137,7 @@ TEST_CASE("a sum that overflows never spoils a residual") {
   for (const Schedule& schedule : schedules()) {
     for (const CodecSpec& codec : testing::tested_codecs()) {
       CAPTURE(codec.name);
+      CAPTURE(schedule.name);
       const GroupOptions options{
           .codec = codec, .schedule = schedule.name, .world_size = 5, .num_elements = 600};
       Group group(options);
@@ -107,8 +146,7 @@ TEST_CASE("a sum that overflows never spoils a residual") {
         group.all_reduce(gradients);
         for (const testing::Rank& rank : group.ranks()) {
           CHECK(testing::same_bits(rank.result, group.rank(0).result));
-          CHECK(std::all_of(rank.residual.begin(), rank.residual.end(),
-                            [](float residual) { return std::isfinite(residual); }));
+          CHECK(testing::all_finite(rank.residual));
         }
       }
     }

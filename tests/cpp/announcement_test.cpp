@@ -26,7 +26,7 @@ std::vector<std::exception_ptr> announce(const std::vector<Call>& calls) {
     const Call& call = calls[static_cast<size_t>(rank)];
     CodecWorkspace workspace;
     BucketCodec codec(call.codec, {nullptr, DType::kFloat32, nullptr, call.num_elements}, call.runs,
-                      1.0f, workspace);
+                      1.0f, rank, workspace);
     const auto transport = network.transport(rank);
     PayloadBuffers buffers;
     Measurements measurements;

@@ -5,83 +5,41 @@
 #include <cmath>
 
 #include "doctest.h"
+#include "float_format.h"
 #include "values.h"
 
 namespace fastcomm {
 namespace {
 
+using testing::for_each_critical_value;
+using testing::kBf16Format;
+using testing::kF16Format;
 using testing::kInfinity;
 using testing::kNaN;
 
-// A binary format of 16 bits, and its conversions by the definition.
-struct Format {
-  int mantissa_bits;
-  int smallest_exponent;  // of a normal number
-  uint16_t infinity;
-
-  double largest() const { return value(static_cast<uint16_t>(infinity - 1)); }
-
-  double value(uint16_t bits) const {
-    const int exponent_field = (bits & 0x7fff) >> mantissa_bits;
-    const int mantissa = bits & ((1 << mantissa_bits) - 1);
-    const int implicit = exponent_field == 0 ? 0 : 1 << mantissa_bits;
-    const int exponent = smallest_exponent + std::max(exponent_field, 1) - 1;
-    const double magnitude = std::ldexp(implicit + mantissa, exponent - mantissa_bits);
-    return bits & 0x8000 ? -magnitude : magnitude;
-  }
-
-  // The magnitude of a finite `value` in units of its last place, rounded half to even: exact,
-  // because an f32 divided by a power of two is a double.
-  double rounded_magnitude(double value) const {
-    if (value == 0) return 0;
-    const int exponent = std::max(std::ilogb(value), smallest_exponent);
-    const double unit = std::ldexp(1.0, exponent - mantissa_bits);
-    return std::nearbyint(std::fabs(value) / unit) * unit;
-  }
-};
-
-constexpr Format kBf16{7, -126, 0x7f80};
-constexpr Format kF16{10, -14, 0x7c00};
-
-// Each value of the format, what lies halfway to the next, and their f32 neighbours.
-template <class Visit>
-void for_each_critical_value(const Format& format, Visit&& visit) {
-  for (uint32_t bits = 0; bits < format.infinity; ++bits) {
-    const double low = format.value(static_cast<uint16_t>(bits));
-    const double high = bits + 1u == format.infinity
-                            ? 2 * low - format.value(static_cast<uint16_t>(bits - 1))
-                            : format.value(static_cast<uint16_t>(bits + 1));
-    for (const double exact : {low, (low + high) / 2}) {
-      const auto value = static_cast<float>(exact);
-      for (const float near :
-           {std::nextafter(value, 0.0f), value, std::nextafter(value, kInfinity)}) {
-        visit(near);
-        visit(-near);
-      }
-    }
-  }
-}
+constexpr uint32_t kBf16Infinity = kBf16Format.num_finite;
+constexpr uint32_t kF16Infinity = kF16Format.num_finite;
 
 TEST_CASE("bf16 and f16 round trip all bit patterns") {
   for (uint32_t pattern = 0; pattern < 65536; ++pattern) {
     const auto bits = static_cast<uint16_t>(pattern);
     CAPTURE(bits);
-    const bool is_bf16_nan = (bits & 0x7fff) > kBf16.infinity;
-    const bool is_f16_nan = (bits & 0x7fff) > kF16.infinity;
+    const bool is_bf16_nan = (bits & 0x7fff) > kBf16Infinity;
+    const bool is_f16_nan = (bits & 0x7fff) > kF16Infinity;
     if (is_bf16_nan) {
       REQUIRE(std::isnan(bf16_to_float(bits)));
-      REQUIRE((float_to_bf16(bf16_to_float(bits)) & 0x7fff) > kBf16.infinity);
+      REQUIRE((float_to_bf16(bf16_to_float(bits)) & 0x7fff) > kBf16Infinity);
     } else {
       REQUIRE(float_to_bf16(bf16_to_float(bits)) == bits);
     }
     if (is_f16_nan) {
       REQUIRE(std::isnan(f16_to_float(bits)));
-      REQUIRE((float_to_f16(f16_to_float(bits)) & 0x7fff) > kF16.infinity);
+      REQUIRE((float_to_f16(f16_to_float(bits)) & 0x7fff) > kF16Infinity);
     } else {
       REQUIRE(float_to_f16(f16_to_float(bits)) == bits);
     }
-    if ((bits & 0x7fff) < kBf16.infinity) REQUIRE(bf16_to_float(bits) == kBf16.value(bits));
-    if ((bits & 0x7fff) < kF16.infinity) REQUIRE(f16_to_float(bits) == kF16.value(bits));
+    if ((bits & 0x7fff) < kBf16Infinity) REQUIRE(bf16_to_float(bits) == kBf16Format.value(bits));
+    if ((bits & 0x7fff) < kF16Infinity) REQUIRE(f16_to_float(bits) == kF16Format.value(bits));
   }
 }
 
@@ -90,7 +48,7 @@ void check_bf16(float value) {
   CAPTURE(value);
   const uint16_t bits = float_to_bf16(value);
   REQUIRE(std::signbit(bf16_to_float(bits)) == std::signbit(value));
-  const double expected = std::fmin(kBf16.rounded_magnitude(value), kBf16.largest());
+  const double expected = std::fmin(kBf16Format.rounded_magnitude(value), kBf16Format.largest());
   REQUIRE(std::fabs(bf16_to_float(bits)) == expected);
 }
 
@@ -99,15 +57,15 @@ void check_f16(float value) {
   CAPTURE(value);
   const uint16_t bits = float_to_f16(value);
   REQUIRE(std::signbit(f16_to_float(bits)) == std::signbit(value));
-  const double rounded = kF16.rounded_magnitude(value);
+  const double rounded = kF16Format.rounded_magnitude(value);
   const double expected =
-      rounded > kF16.largest() ? std::numeric_limits<double>::infinity() : rounded;
+      rounded > kF16Format.largest() ? std::numeric_limits<double>::infinity() : rounded;
   REQUIRE(std::fabs(f16_to_float(bits)) == expected);
 }
 
 TEST_CASE("conversions to bf16 and f16 round half to even") {
-  for_each_critical_value(kBf16, check_bf16);
-  for_each_critical_value(kF16, check_f16);
+  for_each_critical_value(kBf16Format, check_bf16);
+  for_each_critical_value(kF16Format, check_f16);
   testing::Random random(1);
   for (int i = 0; i < 500'000; ++i) {
     const float value = bits_float(static_cast<uint32_t>(random.next()));

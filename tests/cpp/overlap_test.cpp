@@ -44,7 +44,7 @@ std::vector<std::string> events_of_rank_0(std::string_view schedule_name) {
     auto& own_events = rank == 0 ? events : unused;
     CodecWorkspace workspace;
     BucketCodec bucket({"int8"}, {gradient.data(), DType::kFloat32, residual.data(), kNumElements},
-                       {}, 1, workspace);
+                       {}, 1, rank, workspace);
     testing::SlicedCodec codec(bucket, 512, [&](std::string_view event, int64_t first) {
       own_events.push_back(std::string(event) + " at " + std::to_string(first));
     });
@@ -86,6 +86,19 @@ TEST_CASE("gather: a slice is on the wire while the next one is encoded") {
   const auto events = events_of_rank_0("gather");
   check_in_order(events, {"receive 0", "receive 1", "receive 2", "receive 3", "receive 4",
                           "receive 5", "encode at 0", "send 0", "encode at 512", "send 1"});
+}
+
+TEST_CASE("scatter_gather: a slice is on the wire while the next one is encoded") {
+  const auto events = events_of_rank_0("scatter_gather");
+  // The other's segment goes out slice by slice; scatter messages are 0, 1, 2.
+  check_in_order(events, {"receive 0", "receive 1", "receive 2", "encode at 1536"});
+  check_in_order(events, {"encode at 1536", "send 0", "encode at 2048", "send 1", "encode at 2560",
+                          "send 2", "encode at 0"});
+  // The sums are on the wire, messages 3, 4, 5, one before the next is encoded, and before anything
+  // is decoded.
+  check_in_order(events, {"encode at 0", "send 3", "encode at 512", "send 4", "encode at 1024",
+                          "send 5", "decode at 0"});
+  check_in_order(events, {"receive 3", "encode at 512", "receive 4", "encode at 1024"});
 }
 
 }  // namespace

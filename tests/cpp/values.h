@@ -1,6 +1,7 @@
 #pragma once
 // Inputs of the tests: reproducible values of the kinds that gradients come in, and the worst ones.
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -52,11 +53,12 @@ enum class Values {
   kHalves,      // multiples of 1/2: ties of rounding, ties of selection
   kAllEqual,
   kTiny,       // around the magnitude below which a block's scale is zero, and denormal
+  kHuge,       // a few nearly overflow, among normal values: sums and rotations may overflow
   kNonFinite,  // a few Inf and NaN among normal values
 };
-inline constexpr Values kAllValues[] = {Values::kNormal,   Values::kWideRange, Values::kMostlyZero,
-                                        Values::kHalves,   Values::kAllEqual,  Values::kTiny,
-                                        Values::kNonFinite};
+inline constexpr Values kAllValues[] = {Values::kNormal, Values::kWideRange, Values::kMostlyZero,
+                                        Values::kHalves, Values::kAllEqual,  Values::kTiny,
+                                        Values::kHuge,   Values::kNonFinite};
 
 inline float random_value(Values kind, Random& random) {
   switch (kind) {
@@ -72,6 +74,10 @@ inline float random_value(Values kind, Random& random) {
       return -0.375f;
     case Values::kTiny:
       return std::ldexp(random.normal(), static_cast<int>(random.below(50)) - 145);
+    case Values::kHuge:
+      return random.below(40) == 0
+                 ? std::ldexp(random.normal(), static_cast<int>(random.below(10)) + 117)
+                 : random.normal();
     case Values::kNonFinite: {
       const float special[] = {kNaN, kInfinity, -kInfinity};
       return random.below(100) == 0 ? special[random.below(3)] : random.normal();
@@ -108,6 +114,16 @@ inline std::vector<float> to_floats(DType dtype, std::span<const std::byte> byte
       values[i] = to_float(element);
     }
   });
+  return values;
+}
+
+inline bool all_finite(std::span<const float> values) {
+  return std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); });
+}
+
+// The bits of NaNs that were calculated are not part of any contract.
+inline std::vector<float> with_one_nan(std::vector<float> values) {
+  for (float& value : values) value = std::isnan(value) ? kNaN : value;
   return values;
 }
 

@@ -44,7 +44,7 @@ template <class C>
 concept DenseCodec = requires(float value, uint32_t bits, BlockScale scale) {
   { C::kName } -> std::convertible_to<std::string_view>;
   { C::kWireId } -> std::convertible_to<uint8_t>;     // in the header of every payload
-  { C::kBlockElements } -> std::convertible_to<int>;  // a multiple of 64 elements
+  { C::kBlockElements } -> std::convertible_to<int>;  // a multiple of 64 elements and of a unit
   { C::kElementsPerUnit } -> std::convertible_to<int>;
   { C::kScaledBy } -> std::convertible_to<ScaledBy>;
   // The block is encoded in the basis of rotation.h: for few levels, whose error would else
@@ -82,9 +82,12 @@ struct DenseCodecOfWireId;
 
 }  // namespace fastcomm
 
-#define FASTCOMM_REGISTER_DENSE_CODEC(Type)            \
-  static_assert(::fastcomm::DenseCodec<Type>);         \
-  template <>                                          \
-  struct fastcomm::DenseCodecOfWireId<Type::kWireId> { \
-    using type = Type;                                 \
+#define FASTCOMM_REGISTER_DENSE_CODEC(Type)                                                    \
+  static_assert(::fastcomm::DenseCodec<Type>);                                                 \
+  static_assert(Type::kWireId > 1 && Type::kWireId < ::fastcomm::kNumWireIds, "1 is top-k's"); \
+  static_assert(Type::kBlockElements % 64 == 0);                                               \
+  static_assert(Type::kBlockElements % Type::kElementsPerUnit == 0);                           \
+  template <>                                                                                  \
+  struct fastcomm::DenseCodecOfWireId<Type::kWireId> {                                         \
+    using type = Type;                                                                         \
   }

@@ -96,7 +96,7 @@ FASTCOMM_INLINE_LOOP void quantize(const BlockMemory<C, Element>& block, BlockSc
   constexpr int kPlanes = C::kElementsPerUnit;
   constexpr int kChunk = 32;  // units between two prefetches
   const Element* next_gradient = block.gradient + kPrefetchDistance;
-  const float* next_residual = block.residual + kPrefetchDistance;
+  const float* next_residual = kHasResidual ? block.residual + kPrefetchDistance : nullptr;
   const typename C::Unit* next_codes = block.codes + kPrefetchDistance / kPlanes;
   float* __restrict__ residual = block.residual;
   typename C::Unit* __restrict__ codes = block.codes;

@@ -63,6 +63,21 @@ int64_t for_each_entry(const SectionView<const std::byte>& view, int64_t k, int6
   return end;
 }
 
+// Throws PayloadError if a section would lead out of bounds, or back.
+void check_section(const SectionView<const std::byte>& view, int64_t k, int64_t num_elements) {
+  int64_t entry = 0;
+  for (int64_t sub_block = 0; sub_block < num_sub_blocks(num_elements); ++sub_block) {
+    int64_t previous = -1;
+    entry = for_each_entry(view, k, num_elements, sub_block, entry, [&](uint16_t offset, float) {
+      if (offset <= previous) {
+        FASTCOMM_THROW(PayloadError, "top-k payload has offset " << offset << " after " << previous
+                                                                 << ": it is malformed");
+      }
+      previous = offset;
+    });
+  }
+}
+
 }  // namespace
 
 int64_t topk_count(double density, int64_t num_elements) {
@@ -96,15 +111,8 @@ void TopKEncoder::add_received(DType dtype, std::span<const TopKPiece> pieces, i
   PieceCursor cursor(pieces);
   int64_t entry = 0;
   for (int64_t sub_block = 0; sub_block < num_sub_blocks(num_elements); ++sub_block) {
-    int64_t previous = -1;
     entry =
         for_each_entry(in, k, num_elements, sub_block, entry, [&](uint16_t offset, float value) {
-          if (offset <= previous) {
-            FASTCOMM_THROW(PayloadError, "top-k payload has offset " << offset << " after "
-                                                                     << previous
-                                                                     << ": it is malformed");
-          }
-          previous = offset;
           const int64_t index = sub_block * kSubBlockElements + offset;
           cursor.move_to(index);
           float& residual = cursor.residual();
@@ -125,6 +133,11 @@ void TopKEncoder::encode(const TopKExecution& execution, DType dtype,
                          std::span<const TopKPiece> pieces, int64_t k,
                          std::span<const std::byte* const> received, std::span<std::byte> section) {
   saved_.clear();
+  // All of them first: an error leaves the residuals as they were.
+  const int64_t num_elements = num_elements_of(pieces);
+  for (const std::byte* payload : received) {
+    check_section({payload, k, num_elements}, k, num_elements);
+  }
   if (!received.empty()) pieces = with_residuals(pieces);
   for (const std::byte* payload : received) add_received(dtype, pieces, k, payload);
   selection_.run(execution, dtype, pieces, k);

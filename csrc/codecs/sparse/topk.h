@@ -33,7 +33,7 @@ class TopKEncoder {
  public:
   // Adds `received` (sections of the same k, or none) to the residuals, selects, writes `section`,
   // and leaves in the residuals what the section does not hold.
-  // Throws PayloadError if a received section is malformed.
+  // Throws PayloadError if a received section is malformed; the residuals are then as they were.
   void encode(const TopKExecution& execution, DType dtype, std::span<const TopKPiece> pieces,
               int64_t k, std::span<const std::byte* const> received, std::span<std::byte> section);
 
