@@ -5,9 +5,8 @@
 #include <set>
 #include <string>
 
+#include "buckets.h"
 #include "doctest.h"
-#include "tested_codecs.h"
-#include "values.h"
 
 namespace fastcomm {
 namespace {
@@ -135,6 +134,28 @@ TEST_CASE("the same inputs give the same payload, padding included") {
       codec.encode({0, kNumElements}, {}, {}, payloads[fill], label);
     }
     CHECK(payloads[0] == payloads[1]);
+  }
+}
+
+TEST_CASE("encode_sections and decode_sections: the same without the header") {
+  for (const CodecSpec& spec : testing::tested_codecs()) {
+    CAPTURE(spec.name);
+    const auto values = testing::random_values(Values::kNormal, 777, 1);
+    testing::Bucket usual({.codec = spec, .runs = {{400, true}, {377, false}}}, values, values);
+    testing::Bucket bare({.codec = spec, .runs = {{400, true}, {377, false}}}, values, values);
+    const auto payload = usual.encode();
+    auto sections = payload;
+    std::fill(sections.begin(), sections.end(), std::byte{0xa5});
+    bare.codec().encode_sections(bare.whole(), {}, sections, {});
+    const std::ptrdiff_t header = kHeaderBytes;
+    CHECK(std::equal(sections.begin() + header, sections.end(), payload.begin() + header));
+    CHECK(std::all_of(sections.begin(), sections.begin() + header,
+                      [](std::byte byte) { return byte == std::byte{0xa5}; }));
+    CHECK(testing::same_bits(bare.residual(), usual.residual()));
+    const std::span<const std::byte> received = sections;
+    bare.codec().decode_sections(bare.whole(), {&received, 1});
+    usual.decode({payload});
+    CHECK(bare.memory() == usual.memory());
   }
 }
 

@@ -54,7 +54,7 @@ class Bucket {
   }
 
   ElementRange whole() const { return {0, codec_.shape().num_elements}; }
-  const BucketCodec& codec() const { return codec_; }
+  BucketCodec& codec() { return codec_; }
   const std::vector<float>& residual() const { return residual_; }
   const Bytes& memory() const { return memory_; }
 

@@ -135,6 +135,7 @@ TEST_CASE("malformed sections are refused before they lead out of bounds") {
   CAPTURE(why);
   ThreadPool threads(2);
   const auto healthy = encode_topk(gradient);
+  const auto residual_before = residual;
   for (ThreadPool* pool : {static_cast<ThreadPool*>(nullptr), &threads}) {
     const TopKExecution execution{active_isa(), pool};
     std::vector<float> none;
@@ -144,6 +145,7 @@ TEST_CASE("malformed sections are refused before they lead out of bounds") {
       CHECK_THROWS_WITH_AS(encode_topk(gradient, *feedback, {{healthy, section}, execution}),
                            doctest::Contains(why), PayloadError);
     }
+    CHECK(testing::same_bits(residual, residual_before));
     // The order matters only to what walks the residual along.
     if (is_order) continue;
     CHECK_THROWS_WITH_AS(decode_topk({section}, 1, execution), doctest::Contains(why),
