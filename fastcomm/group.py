@@ -47,7 +47,7 @@ class ConnectedGroup:
             self._store = PrefixStore(f"fastcomm/{index}", process_group.get_group_store())
             backend = _make_backend(process_group, self._store)
         self._communicator = _C.Communicator(backend, NUM_LANES)
-        self._threads: _C.ThreadPool | None = None
+        self._threads: dict[int, _C.ThreadPool] = {}
         _open_groups.add(self)
 
     def threads(self, num_threads: int | None) -> _C.ThreadPool:
@@ -60,9 +60,9 @@ class ConnectedGroup:
         if num_threads is None:
             num_cores = len(os.sched_getaffinity(0)) // self._num_ranks_on_host
             num_threads = max(1, num_cores - torch.get_num_threads())
-        if self._threads is None or self._threads.num_threads != num_threads:
-            self._threads = _C.ThreadPool(num_threads)
-        return self._threads
+        if num_threads not in self._threads:
+            self._threads[num_threads] = _C.ThreadPool(num_threads)
+        return self._threads[num_threads]
 
     @functools.cached_property
     def _num_ranks_on_host(self) -> int:

@@ -116,7 +116,7 @@ class Format:
             return b"", codes, value - self.dequantize(codes, ONE)
         zeros = np.zeros(value.size, np.uint32)
         statistic = mean_magnitude(value) if self.is_rotated else np.abs(value).max()
-        if not statistic < 2.0**127:  # NaN too
+        if not statistic < (2.0**112 if self.is_rotated else 2.0**127):  # NaN too
             return np.uint16(BF16_NAN).tobytes(), zeros, None
         if statistic < 2.0**-100:
             return bytes(2), zeros, value

@@ -22,6 +22,7 @@ from promises import (
     accumulated,
     announced_as_non_finite,
     block_of,
+    is_ordinary,
     is_rotated,
     largest_in_block,
     round_trip,
@@ -43,7 +44,7 @@ def test_delivered_plus_residual_is_gradient_plus_residual(
     _, decoded, left_out = round_trip(name, gradient, residual)
     assert left_out is not None
     # NaN and Inf that top-k has no room for are neither delivered nor kept.
-    arrived = np.isfinite(value) & np.isfinite(decoded)
+    arrived = np.isfinite(value) & np.isfinite(decoded) & is_ordinary(name, value)
     total = decoded[arrived].astype(np.float64) + left_out[arrived].astype(np.float64)
     error = np.abs(total - value[arrived].astype(np.float64))
     assert np.all(error <= tolerances(name, np.abs(np.where(arrived, value, 0)))[arrived])
@@ -58,8 +59,9 @@ def test_residual_is_finite_and_stays_as_it_was_where_the_gradient_is_not(
     value = accumulated(gradient, residual)
     _, decoded, left_out = round_trip(name, gradient, residual)
     assert left_out is not None
-    assert np.all(np.isfinite(left_out))
-    kept = ~np.isfinite(value) | ~np.isfinite(decoded)
+    ordinary = is_ordinary(name, value)
+    assert np.all(np.isfinite(left_out[ordinary]))
+    kept = (~np.isfinite(value) | ~np.isfinite(decoded)) & ordinary
     np.testing.assert_array_equal(left_out[kept], residual[kept])
 
 
@@ -120,17 +122,17 @@ def test_any_gradient_gives_the_bytes_of_the_oracle(
         assert left_out.tobytes() == expected_left_out.tobytes()
 
 
-ordinary = float_arrays(finite=True, exponents=st.integers(-100, 100))
+moderate = float_arrays(finite=True, exponents=st.integers(-100, 100))
 
 
 @pytest.mark.parametrize("name", CODECS)
-@given(gradient=ordinary, other=ordinary, third=ordinary)
+@given(gradient=moderate, other=moderate, third=moderate)
 def test_what_was_received_is_passed_on_or_kept(
     name: str, gradient: F32, other: F32, third: F32
 ) -> None:
     size = gradient.size
     parts = [gradient, *(np.resize(array, size).astype(np.float32) for array in (other, third))]
-    limit = LARGEST_ROTATABLE / 1024 if is_rotated(name) else 2.0**125
+    limit = LARGEST_ROTATABLE / 8 if is_rotated(name) else 2.0**125
     parts = [np.clip(part, -limit, limit) for part in parts]
     received = [round_trip(name, part, None)[0] for part in parts[1:]]
     sent = [

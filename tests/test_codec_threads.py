@@ -93,7 +93,6 @@ def count_threads() -> None:
     assert len(os.listdir("/proc/self/task")) <= before
 
 
-@pytest.mark.xfail(strict=True, reason="each change makes new threads and keeps the old ones")
 def test_changing_the_number_of_threads_leaves_none_behind() -> None:
     ranks.run(1, count_threads)
 

@@ -143,6 +143,7 @@ TEST_CASE("the same with threads that share the work of a bucket") {
 
 TEST_CASE("the same with slices of the codec's own size") {
   for (const Schedule& schedule : schedules()) {
+    CAPTURE(schedule.name);
     check_steps(
         {.codec = {"fp32"}, .schedule = schedule.name, .world_size = 2, .num_elements = 1'300'001},
         Values::kNormal, 1);

@@ -22,8 +22,8 @@ std::vector<float> values(uint64_t seed) {
   return testing::random_values(Values::kNormal, kNumElements, seed);
 }
 
-std::vector<Bucket::Bytes> payloads_of_others(const BucketOptions& options, uint64_t count) {
-  std::vector<Bucket::Bytes> payloads;
+std::vector<testing::Bytes> payloads_of_others(const BucketOptions& options, uint64_t count) {
+  std::vector<testing::Bytes> payloads;
   for (uint64_t i = 0; i < count; ++i) {
     Bucket bucket(options, values(100 + i), {});
     payloads.push_back(bucket.encode(bucket.whole(), {}, kLabel));
@@ -31,7 +31,7 @@ std::vector<Bucket::Bytes> payloads_of_others(const BucketOptions& options, uint
   return payloads;
 }
 
-std::vector<float> decoded(const BucketOptions& options, const Bucket::Bytes& payload) {
+std::vector<float> decoded(const BucketOptions& options, const testing::Bytes& payload) {
   Bucket bucket(options, std::vector<float>(kNumElements), {});
   return bucket.decode(bucket.whole(), {payload}, kLabel);
 }
@@ -88,13 +88,13 @@ TEST_CASE("each received payload is compared with its own label") {
   BucketCodec codec({"int8"}, {gradient.data(), DType::kFloat32, nullptr, kNumElements}, {}, 1, 0,
                     workspace);
   const ElementRange all{0, kNumElements};
-  std::vector<Bucket::Bytes> payloads(2,
-                                      Bucket::Bytes(static_cast<size_t>(codec.payload_bytes(all))));
+  std::vector<testing::Bytes> payloads(
+      2, testing::Bytes(static_cast<size_t>(codec.payload_bytes(all))));
   const MessageLabel labels[] = {{.step = 1, .segment = 0}, {.step = 1, .segment = 1}};
   for (size_t i = 0; i < 2; ++i) codec.encode(all, {}, {}, payloads[i], labels[i]);
   const std::vector<std::span<const std::byte>> in_order{payloads[0], payloads[1]};
   const std::vector<std::span<const std::byte>> swapped{payloads[1], payloads[0]};
-  Bucket::Bytes out(payloads[0].size());
+  testing::Bytes out(payloads[0].size());
   CHECK_NOTHROW(codec.encode(all, in_order, labels, out, labels[0]));
   CHECK_THROWS_WITH_AS(codec.encode(all, swapped, labels, out, labels[0]),
                        doctest::Contains("segment 1, this rank expects 0"), PayloadError);

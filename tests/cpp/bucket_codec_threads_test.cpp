@@ -18,9 +18,9 @@ const std::vector<Run> kRuns{{140'001, true}, {3, false},     {0, true},
                              {20'000, false}, {39'995, true}, {1, true}};
 
 struct Outcome {
-  std::vector<std::byte> payload;
+  testing::Bytes payload;
   std::vector<float> residual;
-  std::vector<std::byte> result;
+  testing::Bytes result;
 };
 
 bool operator==(const Outcome& a, const Outcome& b) {
@@ -31,7 +31,7 @@ bool operator==(const Outcome& a, const Outcome& b) {
 struct Inputs {
   std::vector<float> gradient;
   std::vector<float> residual;
-  std::vector<Bucket::Bytes> received;
+  std::vector<testing::Bytes> received;
 };
 
 Outcome run(const BucketOptions& options, const Inputs& inputs) {
@@ -61,9 +61,9 @@ void check_all_numbers_of_threads(BucketOptions options, const Inputs& inputs) {
   }
 }
 
-std::vector<Bucket::Bytes> payloads_of_others(const BucketOptions& options, Values kind,
-                                              int count) {
-  std::vector<Bucket::Bytes> payloads;
+std::vector<testing::Bytes> payloads_of_others(const BucketOptions& options, Values kind,
+                                               int count) {
+  std::vector<testing::Bytes> payloads;
   for (int i = 0; i < count; ++i) {
     const auto gradient =
         testing::random_values(kind, kNumElements, 100 + static_cast<uint64_t>(i));

@@ -19,8 +19,6 @@ struct BucketOptions {
 
 class Bucket {
  public:
-  using Bytes = std::vector<std::byte>;
-
   // An empty residual: no error feedback.
   Bucket(const BucketOptions& options, const std::vector<float>& gradient,
          std::vector<float> residual)

@@ -174,7 +174,7 @@ struct DenseOracle {
     std::vector<float> left_out = values;
     if (kHasScale<C>) {
       const float statistic = statistic_of(values);
-      if (!(statistic < bits_float(kLargestScalableBits))) {
+      if (!(statistic < bits_float(C::kIsRotated ? kLargestRotatableBits : kLargestScalableBits))) {
         wire_scale = kNonFiniteScale;
         left_out.assign(values.size(), kNaN);
       } else if (statistic >= bits_float(kSmallestScalableBits)) {

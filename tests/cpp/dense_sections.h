@@ -15,8 +15,6 @@
 
 namespace fastcomm::testing {
 
-using Bytes = std::vector<std::byte>;
-
 inline constexpr int64_t kWholeSection = std::numeric_limits<int64_t>::max();
 inline constexpr std::byte kGuard{0xa5};
 inline constexpr size_t kGuardBytes = 64;
@@ -47,12 +45,6 @@ struct Encoded {
   Bytes section;
   std::vector<float> residual;
 };
-
-inline std::vector<const std::byte*> pointers_to(const std::vector<Bytes>& sections) {
-  std::vector<const std::byte*> pointers;
-  for (const Bytes& section : sections) pointers.push_back(section.data());
-  return pointers;
-}
 
 // In parts of `blocks_per_part` blocks, the last part first.
 template <class Visit>

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <barrier>
+#include <chrono>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -55,6 +56,25 @@ TEST_CASE("as many tasks as threads run at the same time") {
       std::barrier all_are_here(num_threads);
       pool.run(num_threads, [&](int64_t) { all_are_here.arrive_and_wait(); });
     }
+  }
+}
+
+TEST_CASE("run() waits for a task of another thread that takes long") {
+  ThreadPool pool(2);
+  const auto caller = std::this_thread::get_id();
+  for (int repetition = 0; repetition < 5; ++repetition) {
+    std::barrier both_are_here(2);
+    std::atomic<int> num_ended = 0;
+    pool.run(2, [&](int64_t) {
+      both_are_here.arrive_and_wait();
+      if (std::this_thread::get_id() != caller) {
+        const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(2);
+        while (std::chrono::steady_clock::now() < end) {
+        }
+      }
+      ++num_ended;
+    });
+    CHECK(num_ended == 2);
   }
 }
 

@@ -18,8 +18,7 @@ using testing::Sections;
 using testing::Values;
 
 // A section with these values at `indices`, among others.
-std::vector<std::byte> section_with(uint64_t seed, const std::vector<size_t>& indices,
-                                    float value) {
+testing::Bytes section_with(uint64_t seed, const std::vector<size_t>& indices, float value) {
   auto gradient = testing::random_values(Values::kNormal, kTopKElements, seed);
   for (const size_t index : indices) gradient[index] = value;
   return encode_topk(gradient);

@@ -11,13 +11,7 @@ namespace fastcomm::testing {
 inline constexpr int64_t kTopKElements = 2 * 65536 + 1003;
 inline constexpr int64_t kTopKCount = 1321;
 
-using Sections = std::vector<std::vector<std::byte>>;
-
-inline std::vector<const std::byte*> pointers_to_sections(const Sections& sections) {
-  std::vector<const std::byte*> pointers;
-  for (const auto& section : sections) pointers.push_back(section.data());
-  return pointers;
-}
+using Sections = std::vector<Bytes>;
 
 struct TopKCall {
   Sections received = {};
@@ -26,28 +20,27 @@ struct TopKCall {
 };
 
 // `residual`: updated; empty: no error feedback.
-inline std::vector<std::byte> encode_topk(TopKEncoder& encoder, std::vector<float> gradient,
-                                          std::vector<float>& residual, const TopKCall& call = {}) {
+inline Bytes encode_topk(TopKEncoder& encoder, std::vector<float> gradient,
+                         std::vector<float>& residual, const TopKCall& call = {}) {
   const auto n = static_cast<int64_t>(gradient.size());
   // Two pieces: the index space runs on from one to the next.
   const int64_t cut = n / 3;
   float* const second = residual.empty() ? nullptr : residual.data() + cut;
   const TopKPiece pieces[] = {{gradient.data(), residual.empty() ? nullptr : residual.data(), cut},
                               {gradient.data() + cut, second, n - cut}};
-  std::vector<std::byte> section(static_cast<size_t>(topk_section_bytes(call.k, n)),
-                                 std::byte{0xa5});
-  encoder.encode(call.execution, DType::kFloat32, pieces, call.k,
-                 pointers_to_sections(call.received), section);
+  Bytes section(static_cast<size_t>(topk_section_bytes(call.k, n)), std::byte{0xa5});
+  encoder.encode(call.execution, DType::kFloat32, pieces, call.k, pointers_to(call.received),
+                 section);
   return section;
 }
 
-inline std::vector<std::byte> encode_topk(const std::vector<float>& gradient,
-                                          std::vector<float>& residual, const TopKCall& call = {}) {
+inline Bytes encode_topk(const std::vector<float>& gradient, std::vector<float>& residual,
+                         const TopKCall& call = {}) {
   TopKEncoder encoder;
   return encode_topk(encoder, gradient, residual, call);
 }
 
-inline std::vector<std::byte> encode_topk(const std::vector<float>& gradient) {
+inline Bytes encode_topk(const std::vector<float>& gradient) {
   std::vector<float> none;
   return encode_topk(gradient, none);
 }
@@ -58,8 +51,7 @@ inline std::vector<float> decode_topk(const Sections& sections, float factor = 1
   std::vector<float> out(static_cast<size_t>(n), kNaN);
   const int64_t cut = n / 4;
   const TopKDecoder::OutPiece pieces[] = {{out.data(), cut}, {out.data() + cut, n - cut}};
-  TopKDecoder().decode(execution, DType::kFloat32, pieces, k, factor,
-                       pointers_to_sections(sections));
+  TopKDecoder().decode(execution, DType::kFloat32, pieces, k, factor, pointers_to(sections));
   return out;
 }
 

@@ -14,6 +14,8 @@
 
 namespace fastcomm::testing {
 
+using Bytes = std::vector<std::byte>;
+
 inline constexpr DType kAllDTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
 inline constexpr float kInfinity = std::numeric_limits<float>::infinity();
 inline constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
@@ -94,8 +96,8 @@ inline std::vector<float> random_values(Values kind, int64_t num_elements, uint6
 }
 
 // The values as elements of `dtype`, in memory.
-inline std::vector<std::byte> to_dtype(DType dtype, std::span<const float> values) {
-  std::vector<std::byte> bytes(values.size() * dtype_bytes(dtype));
+inline Bytes to_dtype(DType dtype, std::span<const float> values) {
+  Bytes bytes(values.size() * dtype_bytes(dtype));
   visit_dtype(dtype, [&](auto element) {
     using Element = decltype(element);
     for (size_t i = 0; i < values.size(); ++i) {
@@ -129,6 +131,12 @@ inline std::vector<float> with_one_nan(std::vector<float> values) {
 
 inline std::vector<float> rounded_to(DType dtype, std::span<const float> values) {
   return to_floats(dtype, to_dtype(dtype, values));
+}
+
+inline std::vector<const std::byte*> pointers_to(const std::vector<Bytes>& sections) {
+  std::vector<const std::byte*> pointers;
+  for (const Bytes& section : sections) pointers.push_back(section.data());
+  return pointers;
 }
 
 // Unlike ==, tells -0 from 0 and finds NaN equal to itself.

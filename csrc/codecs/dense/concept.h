@@ -36,6 +36,9 @@ enum class ScaledBy { kNothing, kLargestMagnitude, kMeanMagnitude };
 // The largest statistic that a scale can be made for. Above it (and for Inf and NaN) the block is
 // sent as non-finite: the largest code times a rounded-up scale might overflow.
 inline constexpr uint32_t kLargestScalableBits = 0x7f000000u;  // 2^127
+// The same of a rotated codec: rotating back sums 256 values before it divides by 16, both of what
+// is sent, by a hundred ranks, and of what is left out.
+inline constexpr uint32_t kLargestRotatableBits = 0x77800000u;  // 2^112
 // Below it 1 / scale may overflow: the block is sent as zero and stays in the residual.
 inline constexpr uint32_t kSmallestScalableBits = 0x0d800000u;  // 2^-100
 inline constexpr uint16_t kNonFiniteScale = 0x7fc0u;            // bf16 NaN

@@ -172,7 +172,8 @@ FASTCOMM_INLINE_LOOP void encode_block(const EncodeArguments& arguments,
     if constexpr (C::kScaledBy == ScaledBy::kMeanMagnitude) {
       statistic = float_bits(mean_magnitude<C>(stash, block.count));
     }
-    const bool is_non_finite = statistic >= kLargestScalableBits;
+    const bool is_non_finite =
+        statistic >= (C::kIsRotated ? kLargestRotatableBits : kLargestScalableBits);
     const bool is_negligible = statistic < kSmallestScalableBits;
     if (is_non_finite || is_negligible) {
       *block.scale = is_non_finite ? kNonFiniteScale : uint16_t{0};
