@@ -58,14 +58,6 @@ def tolerances(name: str, magnitude: npt.NDArray[np.floating]) -> F64:
     return np.where(is_exact, 0, TOLERANCE * magnitude.astype(np.float64))
 
 
-def is_ordinary(name: str, value: F32) -> BOOLS:
-    """Return which elements no rotation can make overflow; see test_codec_conservation.py."""
-    if not is_rotated(name):
-        return np.ones(value.size, np.bool_)
-    magnitude = np.where(np.isfinite(value), np.abs(value), 0)
-    return largest_in_block(magnitude, block_of(name)) < LARGEST_ROTATABLE
-
-
 def announced_as_non_finite(name: str, value: F32) -> tuple[BOOLS, BOOLS]:
     """Return which elements must arrive as non-finite, and which ones may."""
     non_finite = ~np.isfinite(value)

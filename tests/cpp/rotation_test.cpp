@@ -112,6 +112,33 @@ TEST_CASE("rotating there and back restores the values of every length") {
   }
 }
 
+TEST_CASE("the worst that can be rotated back leaves no residual that is not finite") {
+  const RotationSigns& signs = testing::signs_of_tests();
+  // A few large rotated values and many small ones of the other sign: what is left out of all of
+  // them adds up in one element.
+  std::vector<float> unit(kRotationElements);
+  unit[37] = 1;
+  testing::flip_signs(unit, signs);
+  testing::hadamard(unit);
+  for (int eighth = 8 * 110; eighth < 8 * 124; ++eighth) {
+    const float large = std::exp2(static_cast<float>(eighth) / 8);
+    CAPTURE(large);
+    std::vector<float> values;
+    for (size_t i = 0; i < unit.size(); ++i) {
+      values.push_back(std::copysign(i < 24 ? large : 0.001f * large, i < 24 ? unit[i] : -unit[i]));
+    }
+    testing::hadamard(values);
+    testing::flip_signs(values, signs);
+    for (const DenseFormat& format : dense_formats()) {
+      CAPTURE(format.name);
+      for (const Isa isa : supported_isas()) {
+        REQUIRE(testing::all_finite(
+            testing::encode(format, isa, testing::inputs_of(values, true)).residual));
+      }
+    }
+  }
+}
+
 TEST_CASE("what is sent are the signs of the rotated values") {
   using Oracle = testing::DenseOracle<Sign>;
   for (int64_t n = 1; n <= 256; ++n) {
