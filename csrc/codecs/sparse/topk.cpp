@@ -40,6 +40,12 @@ uint16_t load_u16(const std::byte* entries, int64_t entry) {
   return value;
 }
 
+void check_count(int64_t count, int64_t k) {
+  if (count <= k) return;
+  FASTCOMM_THROW(PayloadError, "top-k payload counts " << count << " entries where at most " << k
+                                                       << " were announced: it is malformed");
+}
+
 // Calls visit(offset in the sub-block, value) for the entries of one sub-block, starting at entry
 // `first`; returns the entry after the last. Checks everything that could lead out of bounds.
 template <class Visit>
@@ -47,10 +53,7 @@ int64_t for_each_entry(const SectionView<const std::byte>& view, int64_t k, int6
                        int64_t sub_block, int64_t first, Visit&& visit) {
   const int64_t end = first + load_count(view.counts, sub_block);
   const int64_t limit = std::min(kSubBlockElements, num_elements - sub_block * kSubBlockElements);
-  if (end > k) {
-    FASTCOMM_THROW(PayloadError, "top-k payload counts " << end << " entries where at most " << k
-                                                         << " were announced: it is malformed");
-  }
+  check_count(end, k);
   for (int64_t entry = first; entry < end; ++entry) {
     const uint16_t offset = load_u16(view.offsets, entry);
     if (offset >= limit) {
@@ -180,6 +183,7 @@ void TopKDecoder::decode(const TopKExecution& execution, DType dtype,
     for (size_t block = 0; block < num_blocks; ++block) {
       first_entries_[i * num_blocks + block] = entry;
       entry += load_count(in.counts, static_cast<int64_t>(block));
+      check_count(entry, k);  // here, so that the error is the same whatever the threads do
     }
   }
 
