@@ -79,7 +79,7 @@ def test_residual_keeps_its_value_where_a_rotation_overflows_on_arrival() -> Non
     """Three times the scale of each, where the values themselves add up to no more than 2^128."""
     codec = fastcomm.codec("int2")
     for exponent in np.arange(110, 127, 0.01):
-        gradient = torch.tensor([5e34, 2.0**exponent, -13, -1.66e31, 0])
+        gradient = torch.tensor([5e34, float(2.0**exponent), -13, -1.66e31, 0])
         residual = torch.ones(5)
         decoded = codec.decode(codec.encode(gradient, residual))
         kept = ~decoded.isfinite()
