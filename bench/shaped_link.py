@@ -38,6 +38,7 @@ _NAME_PREFIX = "fastcomm"
 _INTERFACE = "link0"
 _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 _RATE_UNITS = {"bit": 1, "kbit": 10**3, "mbit": 10**6, "gbit": 10**9}
+_LARGEST_PACKET_BYTES = 65536  # that a host hands to its NIC
 _serial_numbers = itertools.count()
 _open_names: set[str] = set()
 
@@ -79,6 +80,8 @@ class ShapedLink:
     A context manager. The namespaces, and whatever still runs in them, go when it is left: by
     return, exception, Ctrl-C, SIGTERM or SIGHUP. What a killed process left behind is removed when
     the next link is made.
+
+    After a pause 128 KiB pass at full speed: messages smaller than that are not slowed down.
 
     The default MTU is that of clusters with jumbo frames: headers are 0.7 % of the bytes, so that
     the payload gets the asked rate (1500 would leave it 95.6 %).
@@ -172,8 +175,9 @@ class ShapedLink:
 
     def _token_bucket(self, bits_per_second: int) -> str:
         bytes_per_second = bits_per_second / 8
-        # 200 us of burst bridges late timers; more would let small messages pass at full speed.
-        burst = max(self.mtu + 1024, round(bytes_per_second * 200e-6))
+        # tbf would cut packets above its burst in pieces, at a cost that no NIC with segmentation
+        # offload has: two of the largest fit. 200 us of burst bridge late timers.
+        burst = max(2 * _LARGEST_PACKET_BYTES, round(bytes_per_second * 200e-6))
         # 20 ms of queue, as in a switch: enough for two senders to one receiver.
         limit = burst + max(256 * 1024, round(bytes_per_second * 20e-3))
         return f"tbf rate {bits_per_second}bit burst {burst} limit {limit}"

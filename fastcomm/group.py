@@ -40,13 +40,13 @@ class ConnectedGroup:
         self.world_size = process_group.size()
         self._num_handshakes = 0
         self._store: Store | None = None
-        backend: Backend | None = None
+        backends: list[Backend] = []
         if self.world_size > 1:
             index = _num_connections.get(process_group, 0)
             _num_connections[process_group] = index + 1
             self._store = PrefixStore(f"fastcomm/{index}", process_group.get_group_store())
-            backend = _make_backend(process_group, self._store)
-        self._communicator = _C.Communicator(backend, NUM_LANES)
+            backends = [_make_backend(process_group, PrefixStore(str(i), self._store)) for i in range(2)]
+        self._communicator = _C.Communicator(backends, NUM_LANES)
         self._threads: dict[int, _C.ThreadPool] = {}
         _open_groups.add(self)
 
@@ -117,10 +117,14 @@ class ConnectedGroup:
         factor: float,
         step: int,
         bucket_index: int = 0,
+        caller_waits: bool = False,
     ) -> torch.futures.Future[torch.Tensor]:
-        """Start ``bucket = factor * sum over ranks``; the future will hold ``bucket``."""
+        """Start ``bucket = factor * sum over ranks``; the future will hold ``bucket``.
+
+        ``caller_waits``: the caller waits at once, so that its own thread may do the work.
+        """
         return self._communicator.all_reduce(
-            bucket, residual, plan, factor, step & 0xFFFFFFFF, bucket_index & 0xFFFF
+            bucket, residual, plan, factor, step & 0xFFFFFFFF, bucket_index & 0xFFFF, caller_waits
         )
 
     def measurements(self) -> dict[str, float]:
@@ -132,15 +136,28 @@ class ConnectedGroup:
         self._communicator.abort()
 
 
-def choose_algorithm(algorithm: str, codec: Codec, world_size: int) -> str:
-    """Resolve ``auto``: ring for dense codecs, gather for sparse ones while it pays.
+def choose_algorithm(
+    algorithm: str, codec: Codec, world_size: int, runs: list[tuple[int, bool]]
+) -> str:
+    """Resolve ``auto``: gather for small buckets and for sparse codecs while it pays, else ring.
 
-    gather sends N-1 payloads where ring sends 2 (N-1) / N of one, but it encodes once and its
-    union of what the ranks selected is exact: it is used while that costs no more bytes (2 ranks)
-    or hardly any (density below 0.5 %).
+    gather sends N-1 payloads where ring sends 2 (N-1) / N of one. For small buckets that hardly
+    costs time, and it is one message's latency instead of 2 (N-1). Of sparse payloads it gives the
+    exact union of what the ranks selected, after one encoding: it is used while it costs no more
+    bytes (2 ranks) or hardly any (density below 0.5 %).
+
+    Args:
+        algorithm: ``auto``, or what to return.
+        codec: the codec of the bucket.
+        world_size: number of ranks.
+        runs: (num_elements, compressed) for each part of the bucket.
     """
     if algorithm != "auto":
         return algorithm
+    num_elements = sum(num for num, _ in runs)
+    payload_bytes = _C.payload_bytes(codec.spec, num_elements, runs=runs)
+    if payload_bytes <= _C.largest_opening_payload(world_size):
+        return "gather"
     density = getattr(codec, "density", 1.0)
     if density > _C.TOPK_LARGEST_SPARSE_DENSITY:
         return "ring"

@@ -15,7 +15,7 @@ from fastcomm._arguments import check_num_threads, check_tensor, require_process
 from fastcomm.codecs import Codec, Fp32
 from fastcomm.codecs import codec as parse_codec
 from fastcomm.errors import ArgumentError, Error
-from fastcomm.group import ConnectedGroup, choose_algorithm
+from fastcomm.group import ConnectedGroup
 from fastcomm.reduce import check_algorithm
 from fastcomm.residuals import ResidualStore
 from fastcomm.stats import Stats
@@ -129,7 +129,8 @@ class HookState:
             layout.residual,
             layout.plan(
                 codec,
-                choose_algorithm(self.algorithm, codec, world_size),
+                self.algorithm,
+                world_size,
                 self._group.threads(self.codec_threads),
             ),
             1.0 / world_size,

@@ -67,11 +67,12 @@ class _Connection:
                     "tensor": f"{tensor.numel()} elements",
                 }
             )
+        runs = [(tensor.numel(), True)]
+        algorithm = choose_algorithm(algorithm, codec, self.group.world_size, runs)
         threads = self.group.threads(codec_threads)
         key = (codec, algorithm, threads)
         if key not in self.plans:
-            resolved = choose_algorithm(algorithm, codec, self.group.world_size)
-            self.plans[key] = _C.BucketPlan(codec.spec, [], resolved, threads)
+            self.plans[key] = _C.BucketPlan(codec.spec, [], algorithm, threads)
         return self.plans[key]
 
 
@@ -139,6 +140,7 @@ def all_reduce(
         factor,
         step=connection.num_calls,
         bucket_index=connection.num_calls % NUM_LANES,
+        caller_waits=not async_op,
     )
     connection.num_calls += 1
     work = Work(future)
@@ -146,6 +148,15 @@ def all_reduce(
         return work
     work.wait()
     return None
+
+
+def measurements(group: dist.ProcessGroup | None = None) -> dict[str, float]:
+    """Return what :func:`all_reduce` did on this rank so far: ``wire_bytes`` and ``seconds_…``.
+
+    Empty if it was not called with this group yet. The keys are explained at :class:`Stats`.
+    """
+    connection = _connections.get(require_process_group(group))
+    return {} if connection is None else connection.group.measurements()
 
 
 def check_algorithm(algorithm: str) -> None:

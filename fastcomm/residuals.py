@@ -16,6 +16,7 @@ import torch
 from fastcomm import _C
 from fastcomm.codecs import Codec
 from fastcomm.errors import ArgumentError
+from fastcomm.group import choose_algorithm
 
 
 @dataclass
@@ -35,12 +36,15 @@ class BucketLayout:
         )
         return f"{len(self.parameters)} parameters of {self.parameters[0].dtype}, elements {runs}"
 
-    def plan(self, codec: Codec, algorithm: str, threads: _C.ThreadPool) -> _C.BucketPlan:
+    def plan(
+        self, codec: Codec, algorithm: str, world_size: int, threads: _C.ThreadPool
+    ) -> _C.BucketPlan:
         """Return the plan to synchronize this bucket with ``codec`` and ``algorithm``."""
         key = (codec, algorithm)
         if key not in self.plans:
             self.plans.clear()  # a warm-up uses another codec at each step
-            self.plans[key] = _C.BucketPlan(codec.spec, self.runs, algorithm, threads)
+            resolved = choose_algorithm(algorithm, codec, world_size, self.runs)
+            self.plans[key] = _C.BucketPlan(codec.spec, self.runs, resolved, threads)
         return self.plans[key]
 
 

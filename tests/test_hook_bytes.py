@@ -12,6 +12,7 @@ import fastcomm
 import ranks
 from fastcomm import _C
 from fastcomm.codecs import Codec
+from fastcomm.group import choose_algorithm
 from training import backward, mlp, register_recorded
 
 
@@ -34,10 +35,10 @@ def payload_bytes(codec: Codec, runs: list[tuple[int, bool]], begin: int, end: i
 def sent_bytes(
     codec: Codec, algorithm: str, runs: list[tuple[int, bool]], num_ranks: int, rank: int
 ) -> int:
-    """Return what a rank sends for a bucket whose segments are one slice each."""
+    """Return what a rank sends for a bucket, in slices."""
     num_elements = sum(n for n, _ in runs)
     if algorithm == "gather":
-        return (num_ranks - 1) * payload_bytes(codec, runs, 0, num_elements)
+        return (num_ranks - 1) * payload_bytes_of_slices(codec, runs, 0, num_elements, num_elements)
     block = codec.block_size if isinstance(codec, fastcomm.DenseCodec) else 512
     assert block is not None
     length = math.ceil(math.ceil(num_elements / num_ranks) / block) * block
@@ -50,8 +51,27 @@ def sent_bytes(
     for segment in segments:
         begin = min(num_elements, segment * length)
         end = min(num_elements, begin + length)
-        total += payload_bytes(codec, runs, begin, end) if begin < end else 0
+        total += payload_bytes_of_slices(codec, runs, begin, end, length)
     return total
+
+
+def payload_bytes_of_slices(
+    codec: Codec, runs: list[tuple[int, bool]], begin: int, end: int, segment_length: int
+) -> int:
+    """Return the size of the payloads of elements begin:end, whose segment is cut in slices."""
+    if not isinstance(codec, fastcomm.DenseCodec):
+        length = max(1, end - begin)  # selects among the whole segment
+    else:
+        (bits,) = [f.code_bits for f in _C.dense_formats() if f.name == codec.name]
+        block = codec.block_size
+        assert block is not None
+        aligned = [math.ceil(n / block) * block for n in (2**17 * 8 / bits, 2**21 * 8 / bits)]
+        length = math.ceil(segment_length // 8 / block) * block
+        length = min(max(length, aligned[0]), aligned[1])
+    return sum(
+        payload_bytes(codec, runs, first, min(end, first + length))
+        for first in range(begin, end, length)
+    )
 
 
 def stats_and_expectation(codec_name: str, algorithm: str) -> None:
@@ -69,10 +89,7 @@ def stats_and_expectation(codec_name: str, algorithm: str) -> None:
     assert len(buckets) > 3, "this test wants several buckets"
     sizes = [sum(p.numel() for p in bucket) for bucket in buckets]
     assert stats.raw_bytes == sum(2 * (num_ranks - 1) * n * 4 // num_ranks for n in sizes)
-    if algorithm == "auto":
-        algorithm = "gather" if isinstance(codec, fastcomm.TopK) and num_ranks == 2 else "ring"
-    # Each bucket is announced to the neighbours: one of two ranks, two of more.
-    expected = len(buckets) * _C.ANNOUNCEMENT_BYTES * min(2, num_ranks - 1)
+    expected = 0
     for bucket in buckets:
         runs = [(p.numel(), p.dim() > 1 and p.numel() >= 1024) for p in bucket]
         # Neighbours of a kind share a section.
@@ -82,7 +99,13 @@ def stats_and_expectation(codec_name: str, algorithm: str) -> None:
                 merged[-1] = (merged[-1][0] + n, compressed)
             else:
                 merged.append((n, compressed))
-        expected += sent_bytes(codec, algorithm, merged, num_ranks, rank)
+        chosen = choose_algorithm(algorithm, codec, num_ranks, merged)
+        whole = payload_bytes(codec, merged, 0, sum(n for n, _ in merged))
+        if chosen == "gather" and whole <= _C.largest_opening_payload(num_ranks):
+            expected += (num_ranks - 1) * (_C.OPENING_RECORD_BYTES + whole)
+        else:  # neighbours say what they are about to send: one of two ranks, two of more
+            expected += min(2, num_ranks - 1) * _C.OPENING_RECORD_BYTES
+            expected += sent_bytes(codec, chosen, merged, num_ranks, rank)
     assert stats.wire_bytes == expected
     assert stats.ratio == stats.raw_bytes / stats.wire_bytes
 
@@ -127,8 +150,8 @@ def one_matrix(codec: str) -> tuple[int, float]:
 def test_two_ranks_send_one_payload_of_the_bucket_each(codec: str, ratio: float) -> None:
     for wire_bytes, measured_ratio in ranks.run(2, one_matrix, codec):
         whole = fastcomm.codec(codec).wire_bytes(1_000_000)
-        # The ring sends it in two segments, of two slices each for fp32: some more headers.
-        assert whole <= wire_bytes <= whole + 128 + _C.ANNOUNCEMENT_BYTES
+        # The ring sends it in two segments of up to eight slices: some more headers.
+        assert whole <= wire_bytes <= whole + 16 * 32 + _C.OPENING_RECORD_BYTES
         assert measured_ratio == pytest.approx(ratio, rel=0.01)
 
 

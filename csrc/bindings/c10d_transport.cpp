@@ -58,23 +58,27 @@ class C10dPending final : public PendingMessage {
   bool waited_ = false;
 };
 
-C10dTransport::C10dTransport(c10::intrusive_ptr<c10d::Backend> backend, Tag first_tag)
-    : backend_(std::move(backend)),
-      rank_(backend_ ? backend_->getRank() : 0),
-      world_size_(backend_ ? backend_->getSize() : 1),
+C10dTransport::C10dTransport(std::vector<c10::intrusive_ptr<c10d::Backend>> backends, Tag first_tag)
+    : backends_(std::move(backends)),
+      rank_(backends_.empty() ? 0 : backends_[0]->getRank()),
+      world_size_(backends_.empty() ? 1 : backends_[0]->getSize()),
       first_tag_(first_tag) {}
+
+bool C10dTransport::takes_shorter_messages() const {
+  return !backends_.empty() && backends_[0]->getBackendName() == "gloo";
+}
 
 std::unique_ptr<PendingMessage> C10dTransport::send(int peer, Tag tag,
                                                     std::span<const std::byte> bytes) {
   auto tensors = as_tensors(const_cast<std::byte*>(bytes.data()), bytes.size());
-  return track(backend_->send(tensors, peer, static_cast<int>(first_tag_ + tag)), "sending to",
+  return track(backends_[static_cast<size_t>(rank_) % backends_.size()]->send(tensors, peer, static_cast<int>(first_tag_ + tag)), "sending to",
                peer);
 }
 
 std::unique_ptr<PendingMessage> C10dTransport::receive(int peer, Tag tag,
                                                        std::span<std::byte> bytes) {
   auto tensors = as_tensors(bytes.data(), bytes.size());
-  return track(backend_->recv(tensors, peer, static_cast<int>(first_tag_ + tag)), "receiving from",
+  return track(backends_[static_cast<size_t>(peer) % backends_.size()]->recv(tensors, peer, static_cast<int>(first_tag_ + tag)), "receiving from",
                peer);
 }
 

@@ -13,10 +13,11 @@ class C10dTransport final : public Transport {
  public:
   // `backend`: null for a group of one rank, which sends nothing. `first_tag`: the tags of this
   // transport start here, so that several can share a backend.
-  C10dTransport(c10::intrusive_ptr<c10d::Backend> backend, Tag first_tag);
+  C10dTransport(std::vector<c10::intrusive_ptr<c10d::Backend>> backends, Tag first_tag);
 
   int rank() const override { return rank_; }
   int world_size() const override { return world_size_; }
+  bool takes_shorter_messages() const override;
   std::unique_ptr<PendingMessage> send(int peer, Tag tag,
                                        std::span<const std::byte> bytes) override;
   std::unique_ptr<PendingMessage> receive(int peer, Tag tag, std::span<std::byte> bytes) override;
@@ -29,7 +30,7 @@ class C10dTransport final : public Transport {
   std::unique_ptr<PendingMessage> track(c10::intrusive_ptr<c10d::Work> work, const char* what,
                                         int peer);
 
-  c10::intrusive_ptr<c10d::Backend> backend_;
+  std::vector<c10::intrusive_ptr<c10d::Backend>> backends_;
   const int rank_;
   const int world_size_;
   const Tag first_tag_;

@@ -7,6 +7,7 @@
 
 #include <ATen/ATen.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <exception>
@@ -43,17 +44,26 @@ struct Job {
   std::function<void(const std::exception_ptr&)> complete;
 };
 
+// Something that a lane did for an exchange.
+struct LaneEvent {
+  int lane;
+  ExchangeId exchange;
+  TraceEvent event;
+};
+
 class Communicator {
  public:
   // `backend`: null for a group of one rank.
-  Communicator(c10::intrusive_ptr<c10d::Backend> backend, int num_lanes);
+  Communicator(std::vector<c10::intrusive_ptr<c10d::Backend>> backends, int num_lanes);
   // Waits for what is under way. The caller must not hold the GIL.
   ~Communicator();
 
   int rank() const { return rank_; }
 
+  // Runs the job on its lane's thread; or, if the caller will wait for it anyway and the lane is
+  // idle, on this thread, which saves waking two threads. The caller must not hold the GIL.
   // Throws Error if the communicator is closed.
-  void submit(Job job);
+  void submit(Job job, bool caller_waits);
 
   // Waits for what is under way, ends the threads and lets go of the backend. The caller must not
   // hold the GIL: the backend's destructor joins threads that may be waiting for it.
@@ -65,10 +75,16 @@ class Communicator {
 
   Measurements measurements() const;
 
+  // Records what the lanes do from the next exchange on, and returns the record.
+  void start_trace();
+  std::vector<LaneEvent> stop_trace();
+
  private:
   struct Lane;
   void run_lane(Lane& lane);
+  // Runs a job of a lane that was marked as busy.
   void run_job(Lane& lane, const Job& job);
+  void exchange(Lane& lane, const Job& job);
 
   const int rank_;
   std::vector<std::unique_ptr<Lane>> lanes_;
@@ -77,6 +93,8 @@ class Communicator {
   bool closed_ = false;
   std::string failure_;  // of the first exchange that failed; the ranks are out of step since
   Measurements measurements_;
+  std::vector<LaneEvent> trace_;
+  std::atomic<bool> is_traced_ = false;
 };
 
 DType dtype_of(const at::Tensor& tensor);

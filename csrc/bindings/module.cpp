@@ -7,7 +7,7 @@
 
 #include "bindings/communicator.h"
 #include "bindings/future.h"
-#include "collectives/announcement.h"
+#include "collectives/opening.h"
 #include "collectives/schedules.h"
 #include "core/stream_copy.h"
 
@@ -50,7 +50,7 @@ struct Slices {
   Slices(const BucketCodec& codec, bool is_whole) {
     const BucketShape shape = codec.shape();
     ranges = is_whole ? std::vector<ElementRange>{{0, shape.num_elements}}
-                      : cut_slices({0, shape.num_elements}, shape.slice_elements);
+                      : cut_slices({0, shape.num_elements}, slice_elements(shape, shape.num_elements));
     for (ElementRange range : ranges) {
       offsets.push_back(bytes);
       bytes += align_up(codec.payload_bytes(range), kSectionAlignment);
@@ -67,10 +67,17 @@ struct Slices {
   int64_t bytes = 0;
 };
 
-int64_t payload_bytes(const CodecSpec& spec, int64_t num_elements, bool sliced) {
+std::vector<Run> to_runs(const std::vector<std::pair<int64_t, bool>>& pairs) {
+  std::vector<Run> runs;
+  for (const auto& [num_elements, compressed] : pairs) runs.push_back({num_elements, compressed});
+  return runs;
+}
+
+int64_t payload_bytes(const CodecSpec& spec, int64_t num_elements, bool sliced,
+                      const std::vector<std::pair<int64_t, bool>>& runs) {
   CodecWorkspace workspace;
   const BucketMemory nowhere{nullptr, DType::kFloat32, nullptr, num_elements};
-  return Slices(BucketCodec(spec, nowhere, {}, 1.0f, 0, workspace), !sliced).bytes;
+  return Slices(BucketCodec(spec, nowhere, to_runs(runs), 1.0f, 0, workspace), !sliced).bytes;
 }
 
 void check_payload_size(std::span<const std::byte> payload, const Slices& slices) {
@@ -132,7 +139,8 @@ void copy_streaming(const at::Tensor& out, const at::Tensor& tensor, CodecWorksp
 std::shared_ptr<PythonFuture> all_reduce(Communicator& communicator, const at::Tensor& bucket,
                                          const std::optional<at::Tensor>& residual,
                                          std::shared_ptr<const BucketPlan> plan, float factor,
-                                         uint32_t step, uint16_t bucket_index) {
+                                         uint32_t step, uint16_t bucket_index,
+                                         bool caller_waits) {
   memory_of(bucket, residual);
   TensorFuture result(bucket);
   Future future = result.future;
@@ -147,7 +155,7 @@ std::shared_ptr<PythonFuture> all_reduce(Communicator& communicator, const at::T
       {step, bucket_index},
       [result, place](const std::exception_ptr& error) mutable { result.complete(error, place); }};
   const py::gil_scoped_release no_gil;
-  communicator.submit(std::move(job));
+  communicator.submit(std::move(job), caller_waits);
   return std::make_shared<PythonFuture>(future);
 }
 
@@ -181,15 +189,29 @@ py::dict measurements_dict(const Communicator& communicator) {
   dict["wire_bytes"] = measurements.wire_bytes;
   dict["seconds_encode"] = measurements.seconds_encode;
   dict["seconds_decode"] = measurements.seconds_decode;
+  dict["seconds_send"] = measurements.seconds_send;
   dict["seconds_wait"] = measurements.seconds_wait;
   return dict;
+}
+
+// (lane, step, bucket, name, begin in seconds of the monotonic clock, seconds, payload bytes)
+py::list stop_trace(Communicator& communicator) {
+  using Seconds = std::chrono::duration<double>;
+  py::list list;
+  for (const auto& [lane, exchange, event] : communicator.stop_trace()) {
+    list.append(py::make_tuple(lane, exchange.step, exchange.bucket, event.name,
+                               Seconds(event.begin.time_since_epoch()).count(),
+                               Seconds(event.end - event.begin).count(), event.bytes));
+  }
+  return list;
 }
 
 PYBIND11_MODULE(_C, module) {
   py::register_exception_translator(translate_error);
 
   module.attr("PAYLOAD_ALIGNMENT") = kSectionAlignment;
-  module.attr("ANNOUNCEMENT_BYTES") = kAnnouncementBytes;
+  module.attr("OPENING_RECORD_BYTES") = kRecordBytes;
+  module.def("largest_opening_payload", largest_opening_payload, py::arg("world_size"));
   module.attr("TOPK_LARGEST_SPARSE_DENSITY") = kLargestSparseDensity;
   py::class_<DenseFormat>(module, "DenseFormat")
       .def_property_readonly("name", [](const DenseFormat& f) { return std::string(f.name); })
@@ -231,7 +253,8 @@ PYBIND11_MODULE(_C, module) {
            }),
            py::arg("threads") = nullptr);
   module.def("payload_bytes", payload_bytes, py::arg("spec"), py::arg("num_elements"),
-             py::arg("sliced") = false);
+             py::arg("sliced") = false,
+             py::arg("runs") = std::vector<std::pair<int64_t, bool>>{});
   module.def("payload_num_elements", [](const at::Tensor& payload) {
     return int64_t{payload_num_elements(bytes_of(payload))};
   });
@@ -246,23 +269,23 @@ PYBIND11_MODULE(_C, module) {
   py::class_<BucketPlan, std::shared_ptr<BucketPlan>>(module, "BucketPlan")
       .def(py::init([](CodecSpec codec, const std::vector<std::pair<int64_t, bool>>& runs,
                        const std::string& algorithm, std::shared_ptr<ThreadPool> threads) {
-             BucketPlan plan{std::move(codec), {}, &schedule(algorithm), std::move(threads)};
-             for (const auto& [num_elements, compressed] : runs) {
-               plan.runs.push_back({num_elements, compressed});
-             }
-             return std::make_shared<BucketPlan>(std::move(plan));
+             return std::make_shared<BucketPlan>(BucketPlan{
+                 std::move(codec), to_runs(runs), &schedule(algorithm), std::move(threads)});
            }),
            py::arg("codec"), py::arg("runs"), py::arg("algorithm"), py::arg("threads"));
 
   py::class_<Communicator, std::unique_ptr<Communicator, DeleteWithoutGil>>(module, "Communicator")
-      .def(py::init([](std::optional<c10::intrusive_ptr<c10d::Backend>> backend, int num_lanes) {
+      .def(py::init([](const std::vector<c10::intrusive_ptr<c10d::Backend>>& backends, int num_lanes) {
              return std::unique_ptr<Communicator, DeleteWithoutGil>(
-                 new Communicator(backend.value_or(nullptr), num_lanes));
+                 new Communicator(backends, num_lanes));
            }),
-           py::arg("backend"), py::arg("num_lanes"))
+           py::arg("backends"), py::arg("num_lanes"))
       .def("all_reduce", all_reduce, py::arg("bucket"), py::arg("residual"), py::arg("plan"),
-           py::arg("factor"), py::arg("step"), py::arg("bucket_index"))
+           py::arg("factor"), py::arg("step"), py::arg("bucket_index"),
+           py::arg("caller_waits") = false)
       .def("measurements", measurements_dict)
+      .def("start_trace", &Communicator::start_trace)
+      .def("stop_trace", stop_trace)
       .def("abort", &Communicator::abort, NoGil());
 
   module.def("failed_future", [](const std::string& type, const std::string& message) {

@@ -9,9 +9,9 @@
 namespace fastcomm {
 namespace {
 
-// Payloads of about this many bytes keep the wire busy while the next slice is encoded; gloo needs
-// about 1 MiB per message to reach its full rate.
-constexpr int64_t kSlicePayloadBytes = int64_t{1} << 20;
+// Payloads of a slice: with less, what gloo does for each message shows.
+constexpr int64_t kSmallestSliceBytes = int64_t{1} << 17;
+constexpr int64_t kLargestSliceBytes = int64_t{1} << 21;
 
 // What one thread takes at a time: enough to hide the hand-over, and a multiple of every block.
 constexpr int64_t kTaskElements = int64_t{1} << 16;
@@ -96,10 +96,14 @@ PayloadFormat BucketCodec::format(ElementRange range) const {
 
 BucketShape BucketCodec::shape() const {
   // Sparse: a segment is one message, so that top-k selects among all of its elements.
-  if (is_sparse()) return {memory_.num_elements, 512, align_up(memory_.num_elements, 512)};
+  if (is_sparse()) {
+    const int64_t all = align_up(memory_.num_elements, 512);
+    return {memory_.num_elements, 512, all, all};
+  }
   const int64_t bits = 8 * dense_->unit_bytes / dense_->elements_per_unit;
   return {memory_.num_elements, dense_->block_elements,
-          align_up(kSlicePayloadBytes * 8 / bits, dense_->block_elements)};
+          align_up(kSmallestSliceBytes * 8 / bits, dense_->block_elements),
+          align_up(kLargestSliceBytes * 8 / bits, dense_->block_elements)};
 }
 
 std::string BucketCodec::describe() const {

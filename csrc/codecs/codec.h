@@ -21,8 +21,11 @@ struct ElementRange {
 // How a bucket may be cut.
 struct BucketShape {
   int64_t num_elements;
-  int64_t alignment;       // segments and slices start at multiples of this
-  int64_t slice_elements;  // a good size of a slice; a multiple of the alignment
+  int64_t alignment;  // segments and slices start at multiples of this
+  // Good sizes of a slice, multiples of the alignment: below the first, what each message costs by
+  // itself counts; above the second, larger ones gain nothing.
+  int64_t smallest_slice;
+  int64_t largest_slice;
 };
 
 class Codec {

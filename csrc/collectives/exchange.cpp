@@ -6,15 +6,22 @@
 namespace fastcomm {
 namespace {
 
+// Adds the time until its end to `seconds`, and to the trace, if there is one.
 class Stopwatch {
  public:
-  explicit Stopwatch(double& seconds) : seconds_(seconds), start_(Clock::now()) {}
-  ~Stopwatch() { seconds_ += std::chrono::duration<double>(Clock::now() - start_).count(); }
+  Stopwatch(double& seconds, std::vector<TraceEvent>* trace, const char* name, size_t bytes)
+      : seconds_(seconds), trace_(trace), event_{name, Clock::now(), {}, int64_t(bytes)} {}
+  ~Stopwatch() {
+    event_.end = Clock::now();
+    seconds_ += std::chrono::duration<double>(event_.end - event_.begin).count();
+    if (trace_ != nullptr) trace_->push_back(event_);
+  }
 
  private:
   using Clock = std::chrono::steady_clock;
   double& seconds_;
-  Clock::time_point start_;
+  std::vector<TraceEvent>* trace_;
+  TraceEvent event_;
 };
 
 }  // namespace
@@ -48,19 +55,20 @@ std::string Exchange::describe() const {
 void Exchange::encode(ElementRange range, std::span<const std::span<const std::byte>> received,
                       std::span<const MessageLabel> received_labels, std::span<std::byte> payload,
                       const MessageLabel& label) {
-  const Stopwatch stopwatch(measurements_.seconds_encode);
+  const Stopwatch stopwatch(measurements_.seconds_encode, trace_, "encode", payload.size());
   codec_.encode(range, received, received_labels, payload, label);
 }
 
 void Exchange::decode(ElementRange range, std::span<const std::span<const std::byte>> payloads,
                       std::span<const MessageLabel> labels) {
-  const Stopwatch stopwatch(measurements_.seconds_decode);
+  const Stopwatch stopwatch(measurements_.seconds_decode, trace_, "decode", payloads[0].size());
   codec_.decode(range, payloads, labels);
 }
 
 std::unique_ptr<PendingMessage> Exchange::send(int peer, Tag tag,
                                                std::span<const std::byte> bytes) {
   measurements_.wire_bytes += static_cast<int64_t>(bytes.size());
+  const Stopwatch stopwatch(measurements_.seconds_send, trace_, "send", bytes.size());
   return transport_.send(peer, tag, bytes);
 }
 
@@ -70,7 +78,7 @@ std::unique_ptr<PendingMessage> Exchange::receive(int peer, Tag tag, std::span<s
 
 void Exchange::wait(std::unique_ptr<PendingMessage>& message) {
   if (message == nullptr) return;
-  const Stopwatch stopwatch(measurements_.seconds_wait);
+  const Stopwatch stopwatch(measurements_.seconds_wait, trace_, "wait", 0);
   message->wait();
   message.reset();
 }

@@ -19,7 +19,16 @@ struct Measurements {
   int64_t wire_bytes = 0;  // payload bytes sent by this rank, headers included
   double seconds_encode = 0;
   double seconds_decode = 0;
+  double seconds_send = 0;  // handing messages to the transport
   double seconds_wait = 0;  // blocked on the network
+};
+
+// One thing that a lane did.
+struct TraceEvent {
+  const char* name;  // encode, decode, send, wait
+  std::chrono::steady_clock::time_point begin;
+  std::chrono::steady_clock::time_point end;
+  int64_t bytes;  // of the payload; of a wait: 0
 };
 
 // Payload memory, grown once and reused by every exchange of a lane.
@@ -50,12 +59,13 @@ struct ExchangeId {
 class Exchange {
  public:
   Exchange(Codec& codec, Transport& transport, PayloadBuffers& buffers, Measurements& measurements,
-           ExchangeId id)
+           ExchangeId id, std::vector<TraceEvent>* trace = nullptr)
       : codec_(codec),
         transport_(transport),
         buffers_(buffers),
         measurements_(measurements),
-        id_(id) {}
+        id_(id),
+        trace_(trace) {}
 
   int rank() const { return transport_.rank(); }
   int world_size() const { return transport_.world_size(); }
@@ -83,6 +93,7 @@ class Exchange {
   PayloadBuffers& buffers_;
   Measurements& measurements_;
   ExchangeId id_;
+  std::vector<TraceEvent>* trace_;  // nullptr: nobody asked
 };
 
 }  // namespace fastcomm

@@ -19,7 +19,7 @@ void gather_all_reduce(Exchange& exchange) {
   const int previous = (rank + num_ranks - 1) % num_ranks;
   const BucketShape shape = exchange.shape();
   const std::vector<ElementRange> slices =
-      cut_slices({0, shape.num_elements}, shape.slice_elements);
+      cut_slices({0, shape.num_elements}, slice_elements(shape, shape.num_elements));
   const int num_slices = static_cast<int>(slices.size());
 
   int64_t slot_bytes = 0;

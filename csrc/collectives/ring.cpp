@@ -33,6 +33,8 @@
 namespace fastcomm {
 namespace {
 
+constexpr size_t kSlicesAhead = 3;
+
 class Ring {
  public:
   explicit Ring(Exchange& exchange)
@@ -41,8 +43,9 @@ class Ring {
         rank_(exchange.rank()),
         last_hop_(2 * num_ranks_ - 3) {
     const BucketShape shape = exchange_.shape();
-    for (ElementRange segment : cut_segments(shape, num_ranks_)) {
-      slices_.push_back(cut_slices(segment, shape.slice_elements));
+    const std::vector<ElementRange> segments = cut_segments(shape, num_ranks_);
+    for (ElementRange segment : segments) {
+      slices_.push_back(cut_slices(segment, slice_elements(shape, segments.front().size())));
       num_slices_ = std::max(num_slices_, slices_.back().size());
     }
     int64_t slot_bytes = 0;
@@ -60,9 +63,12 @@ class Ring {
   void run() {
     if (num_ranks_ == 1) return reduce_alone();
     for (size_t slice = 0; slice < num_slices_; ++slice) post_receive(0, slice);
-    for (size_t slice = 0; slice < num_slices_; ++slice) encode_and_send(0, slice);
+    for (size_t slice = 0; slice < std::min(kSlicesAhead, num_slices_); ++slice) encode_and_send(0, slice);
     for (int hop = 0; hop <= last_hop_; ++hop) {
-      for (size_t slice = 0; slice < num_slices_; ++slice) process(hop, slice);
+      for (size_t slice = 0; slice < num_slices_; ++slice) {
+        if (hop == 0 && slice + kSlicesAhead < num_slices_) encode_and_send(0, slice + kSlicesAhead);
+        process(hop, slice);
+      }
     }
     for (auto& side : sends_) {
       for (auto& send : side) exchange_.wait(send);

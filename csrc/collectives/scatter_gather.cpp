@@ -32,8 +32,9 @@ class ScatterGather {
       : exchange_(exchange), num_ranks_(exchange.world_size()), rank_(exchange.rank()) {
     const BucketShape shape = exchange_.shape();
     int64_t slot_bytes = 0;
-    for (ElementRange segment : cut_segments(shape, num_ranks_)) {
-      slices_.push_back(cut_slices(segment, shape.slice_elements));
+    const std::vector<ElementRange> segments = cut_segments(shape, num_ranks_);
+    for (ElementRange segment : segments) {
+      slices_.push_back(cut_slices(segment, slice_elements(shape, segments.front().size())));
       num_slices_ = std::max(num_slices_, static_cast<int>(slices_.back().size()));
       for (ElementRange slice : slices_.back()) {
         slot_bytes = std::max(slot_bytes, exchange_.payload_bytes(slice));

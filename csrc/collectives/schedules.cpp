@@ -5,6 +5,13 @@
 #include "core/check.h"
 
 namespace fastcomm {
+namespace {
+
+// With so many slices in a segment, encoding the first and decoding the last, when the wire is
+// idle, take little of the whole, and the wire has others while a rank is late with one.
+constexpr int64_t kSlicesUnderWay = 8;
+
+}  // namespace
 
 const std::vector<Schedule>& schedules() {
   static const std::vector<Schedule> all{{"ring", ring_all_reduce},
@@ -18,6 +25,11 @@ const Schedule& schedule(std::string_view name) {
     if (candidate.name == name) return candidate;
   }
   FASTCOMM_FAIL("there is no algorithm '" << name << "'");
+}
+
+int64_t slice_elements(const BucketShape& shape, int64_t segment_elements) {
+  const int64_t even = align_up(segment_elements / kSlicesUnderWay, shape.alignment);
+  return std::clamp(even, shape.smallest_slice, shape.largest_slice);
 }
 
 std::vector<ElementRange> cut_slices(ElementRange range, int64_t slice_elements) {

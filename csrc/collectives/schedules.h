@@ -29,6 +29,10 @@ const std::vector<Schedule>& schedules();
 // Throws Error if there is no such schedule.
 const Schedule& schedule(std::string_view name);
 
+// How long the slices of a segment are: so that several are under way at a time, as far as their
+// good sizes allow.
+int64_t slice_elements(const BucketShape& shape, int64_t segment_elements);
+
 // The pieces of `range` that are at most `slice_elements` long.
 std::vector<ElementRange> cut_slices(ElementRange range, int64_t slice_elements);
 

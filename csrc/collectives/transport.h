@@ -27,8 +27,11 @@ class Transport {
   virtual int rank() const = 0;
   virtual int world_size() const = 0;
 
+  // Whether a receive may be larger than its message, which then fills only its beginning.
+  virtual bool takes_shorter_messages() const = 0;
+
   // Both return at once; `bytes` must stay valid until the message completes. A receive names the
-  // exact size of the message.
+  // exact size of the message, unless the transport takes shorter ones.
   virtual std::unique_ptr<PendingMessage> send(int peer, Tag tag,
                                                std::span<const std::byte> bytes) = 0;
   virtual std::unique_ptr<PendingMessage> receive(int peer, Tag tag,

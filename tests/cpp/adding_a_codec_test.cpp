@@ -148,7 +148,7 @@ TEST_CASE("slices and segments begin at blocks") {
   CodecWorkspace workspace;
   const BucketCodec codec(kSpec, bucket.memory(), {}, 1, 0, workspace);
   CHECK(codec.shape().alignment == kBlock);
-  CHECK(codec.shape().slice_elements % kBlock == 0);
+  CHECK(codec.shape().smallest_slice % kBlock == 0);
   for (const ElementRange segment : cut_segments(codec.shape(), 3)) {
     CHECK(segment.begin % kBlock == 0);
   }

@@ -37,7 +37,7 @@ class SlicedCodec final : public Codec {
 
   BucketShape shape() const override {
     BucketShape shape = codec_.shape();
-    if (slice_elements_ > 0) shape.slice_elements = slice_elements_;
+    if (slice_elements_ > 0) shape.smallest_slice = shape.largest_slice = slice_elements_;
     return shape;
   }
   std::string describe() const override { return codec_.describe(); }

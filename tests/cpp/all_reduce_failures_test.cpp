@@ -112,6 +112,7 @@ class DamagingTransport final : public Transport {
       : transport_(transport), damaged_(damaged), byte_(byte) {}
   int rank() const override { return transport_.rank(); }
   int world_size() const override { return transport_.world_size(); }
+  bool takes_shorter_messages() const override { return transport_.takes_shorter_messages(); }
   std::unique_ptr<PendingMessage> send(int peer, Tag tag,
                                        std::span<const std::byte> bytes) override {
     if (num_sent_++ != damaged_) return transport_.send(peer, tag, bytes);

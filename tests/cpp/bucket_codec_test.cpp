@@ -55,8 +55,10 @@ TEST_CASE("shapes are cut at multiples of the alignment") {
       const BucketCodec codec(spec, {nullptr, DType::kFloat32, nullptr, n}, {}, 1, 0, workspace);
       const BucketShape shape = codec.shape();
       CHECK(shape.num_elements == n);
-      CHECK(shape.slice_elements % shape.alignment == 0);
-      CHECK(shape.slice_elements > 0);
+      CHECK(shape.smallest_slice % shape.alignment == 0);
+      CHECK(shape.largest_slice % shape.alignment == 0);
+      CHECK(shape.smallest_slice > 0);
+      CHECK(shape.smallest_slice <= shape.largest_slice);
     }
   }
 }

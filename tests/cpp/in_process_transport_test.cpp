@@ -46,7 +46,19 @@ TEST_CASE("a rank can send to itself, and an empty message is a message") {
   CHECK_NOTHROW(receive->wait());
 }
 
-TEST_CASE("a message of another size is an error at both ends") {
+TEST_CASE("a message that is shorter than its receive fills the beginning") {
+  InProcessNetwork network(2);
+  const Bytes out = bytes_of(1, 3);
+  Bytes in = bytes_of(0, 4);
+  const auto send = network.transport(0)->send(1, 0, out);
+  const auto receive = network.transport(1)->receive(0, 0, in);
+  send->wait();
+  receive->wait();
+  CHECK(std::equal(out.begin(), out.end(), in.begin()));
+  CHECK(in.back() == bytes_of(0, 4).back());
+}
+
+TEST_CASE("a message that is larger than its receive is an error at both ends") {
   InProcessNetwork network(2);
   const Bytes out = bytes_of(1, 5);
   Bytes in = bytes_of(0, 4);

@@ -18,6 +18,7 @@ class ObservedTransport final : public Transport {
       : transport_(transport), events_(events) {}
   int rank() const override { return transport_.rank(); }
   int world_size() const override { return transport_.world_size(); }
+  bool takes_shorter_messages() const override { return transport_.takes_shorter_messages(); }
   std::unique_ptr<PendingMessage> send(int peer, Tag tag,
                                        std::span<const std::byte> bytes) override {
     events_.push_back("send " + std::to_string(tag));

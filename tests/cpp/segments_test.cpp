@@ -24,7 +24,7 @@ TEST_CASE("segments cover the bucket, aligned and as even as alignment allows") 
         CAPTURE(alignment);
         CAPTURE(num_segments);
         CAPTURE(n);
-        const auto segments = cut_segments({n, alignment, 1 << 20}, num_segments);
+        const auto segments = cut_segments({n, alignment, 1 << 20, 1 << 20}, num_segments);
         REQUIRE(segments.size() == static_cast<size_t>(num_segments));
         check_covers(segments, 0, n);
         const int64_t longest = segments.front().size();
@@ -51,6 +51,16 @@ TEST_CASE("slices cover their segment, all but the last of full size") {
       for (const ElementRange& slice : slices) REQUIRE_FALSE(slice.empty());
     }
   }
+}
+
+TEST_CASE("a segment has eight slices, as far as their good sizes allow") {
+  const BucketShape shape{.num_elements = 0, .alignment = 512, .smallest_slice = 1024,
+                          .largest_slice = 4096};
+  CHECK(slice_elements(shape, 0) == 1024);
+  CHECK(slice_elements(shape, 8 * 1024) == 1024);
+  CHECK(slice_elements(shape, 8 * 2048) == 2048);
+  CHECK(slice_elements(shape, 8 * 2048 + 8) == 2560);  // aligned
+  CHECK(slice_elements(shape, 1'000'000) == 4096);
 }
 
 TEST_CASE("schedules are found by name; an unknown name is an error that says it") {
