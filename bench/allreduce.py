@@ -18,7 +18,7 @@ from typing import Any
 
 import allreduce_ranks
 from allreduce_tables import note, print_crash, print_scaling, print_table
-from launch import Loopback, RanksFailed, is_rank, network, run_ranks
+from launch import Loopback, RanksFailedError, is_rank, network, run_ranks
 from measure import facts
 from methods import FRAGILE, PEER_GROUPS, PEERS
 from shaped_link import ShapedLink
@@ -41,9 +41,9 @@ def parse_sizes(text: str) -> list[int]:
     """Return the sizes of "64K:256M" (each four times the one before) or "1K,64K,100000000"."""
     sizes = []
     for part in text.split(","):
-        first, _, last = part.partition(":")
+        first, colon, last = part.partition(":")
         size = parse_size(first)
-        end = parse_size(last) if last else size
+        end = parse_size(last) if colon else size
         while size <= end:
             sizes.append(size)
             size *= 4
@@ -94,7 +94,7 @@ def measure_network(
                 )
                 if row["method"] not in {done["method"] for done in rows} or row["method"] != "gloo"
             ]
-        except RanksFailed as failure:
+        except RanksFailedError as failure:
             others = [name for name in group if name != "gloo"]
             if len(others) > 1:  # find out which one it is
                 baseline = ["gloo"] if "gloo" in group else []

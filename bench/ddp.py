@@ -1,243 +1,197 @@
-"""Seconds per gradient synchronization under DDP, for several hooks side by side.
+"""Seconds per training step under DDP, and how much of the communication hides behind backward.
 
-    python bench/ddp.py --megabytes 100 --methods none,fp16,int8,int4,topk:0.01 --json out.json
+    python bench/ddp.py --model resnet50,gpt2 --rate 1gbit,10gbit,none --json out.json
+    python bench/ddp.py --memory                 # instead: the memory that the hooks take
+    torchrun --nproc-per-node=1 --nnodes=... bench/ddp.py    # on the cluster that is there
 
-Starts the ranks itself, on this host and over loopback. The model does next to no computing: its
-gradients are given tensors, so that a backward pass is the synchronization and little else.
-Methods take turns in the same processes; each figure is the median of the slowest rank's times.
-Correctness is checked on the gradients of the timed passes: their error against the exact average
-(a compressed method's includes what error feedback still holds back), and that all ranks hold the
-same bits.
+Starts the ranks itself, on this host, with a network interface of the given rate each. Models:
+
+  mnist     the CNN of examples/mnist_ddp.py, trained
+  resnet50  the parameter shapes of torchvision's ResNet-50, 25.6 M parameters
+  gpt2      those of GPT-2 small, 124 M parameters
+  given     --parameters equal parameters, together of --megabytes
+
+All but the first have given gradients, and a backward pass that sleeps, as the host does while an
+accelerator computes: by default for as long as one of 40 TFLOP/s takes (resnet50 with 128 images 52
+ms, gpt2 with 8 sequences of 1024 tokens 102 ms; given: 0). --backward-ms 0 measures synchronization
+alone. Methods: "none" (plain DDP), fastcomm's codecs, and PyTorch's hooks: fp16, bf16, powersgd,
+quantization. Those that run in the same processes take turns. The gradients of the timed steps are
+checked; a run with a wrong result, or in which a rank fails, exits with 1.
 """
 
+from __future__ import annotations
+
 import argparse
+import gc
 import json
-import os
-import platform
-import socket
-import statistics
-import subprocess
+import math
 import sys
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
-from rich.console import Console
-from rich.table import Table
-from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
-from torch.nn.parallel import DistributedDataParallel
 
-import fastcomm
-from measure import commit
+from ddp_arguments import Settings, parse_arguments, settings_of
+from ddp_models import model_shapes
+from ddp_ranks import measure
+from ddp_results import (
+    DdpRow,
+    MemoryRow,
+    is_wrong,
+    print_memory,
+    print_steps,
+    print_when_it_pays,
+)
+from launch import Loopback, RanksFailedError, is_rank, network, run_ranks
+from measure import facts
+from methods import FRAGILE, PEERS
+from shaped_link import ShapedLink
 
-
-@dataclass(frozen=True)
-class Row:
-    """One method's result."""
-
-    method: str
-    world_size: int
-    gradient_bytes: int
-    seconds_median: float
-    seconds_min: float
-    ratio_to_fp16: float
-    wire_bytes_per_step: int
-    relative_error: float
-    identical: bool
+Link = ShapedLink | Loopback
 
 
-class GivenGradients(torch.nn.Module):
-    """A model whose gradients are given tensors: its loss is their dot product with the weights."""
-
-    def __init__(self, gradients: list[torch.Tensor]) -> None:
-        super().__init__()
-        self.gradients = gradients
-        self.weights = torch.nn.ParameterList(
-            torch.nn.Parameter(torch.zeros_like(g)) for g in gradients
-        )
-
-    def forward(self) -> torch.Tensor:
-        """Return the loss, a scalar."""
-        dots = [
-            torch.dot(w.flatten(), g.flatten())
-            for w, g in zip(self.weights, self.gradients, strict=True)
-        ]
-        return torch.stack(dots).sum()
+def gradient_bytes(settings: Settings) -> int:
+    """Return the bytes of all gradients of one rank."""
+    shapes = model_shapes(settings["model"], settings["megabytes"], settings["parameters"])
+    return 4 * sum(math.prod(shape) for shape in shapes)
 
 
-def make_model(
-    method: str, gradients: list[torch.Tensor]
-) -> tuple[DistributedDataParallel, fastcomm.HookState | None]:
-    """Return a DDP model with the hook of ``method``, and fastcomm's state if it is ours."""
-    model = DistributedDataParallel(GivenGradients(gradients), gradient_as_bucket_view=True)
-    if method == "none":
-        return model, None
-    if method in ("fp16", "bf16-hook"):
-        hook = (
-            default_hooks.fp16_compress_hook
-            if method == "fp16"
-            else default_hooks.bf16_compress_hook
-        )
-        model.register_comm_hook(None, hook)
-        return model, None
-    return model, fastcomm.register(model, codec=method)
+def timeout_seconds(settings: Settings, link: Link) -> float:
+    """Return more time than the ranks can need unless they hang."""
+    size = gradient_bytes(settings)
+    step = (settings["backward_seconds"] or 0.1) + size * (
+        1e-8 + 16 / (link.bits_per_second or 1e9)
+    )
+    steps = 3 * (settings["fewest"] + 5) * len(settings.get("methods", "1"))
+    return float(120 + 3 * (settings["seconds_per_model"] + steps * step))
 
 
-def slowest(seconds: float) -> float:
-    """Return the largest of all ranks' values."""
-    value = torch.tensor([seconds], dtype=torch.float64)
-    dist.all_reduce(value, op=dist.ReduceOp.MAX)
-    return float(value)
+def missing_memory(settings: Settings, link: Link) -> str | None:
+    """Return why the ranks cannot run on this host for lack of memory; None if they can."""
+    # Each method has buckets of its own, and a residual or a copy in half precision; the given
+    # gradients and DDP's rebuilding of buckets come on top, and what Python and torch take.
+    copies = 2 * len(settings["methods"]) + 1
+    needed = link.world_size * (copies * gradient_bytes(settings) + 500e6)
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key == "MemAvailable" and int(value.removesuffix("kB")) * 1024 < needed:
+            return f"about {needed / 1e9:.0f} GB of free memory are needed; try fewer methods"
+    return None
 
 
-def is_identical(tensor: torch.Tensor) -> bool:
-    """Return whether all ranks hold the same bits."""
-    of_rank_0 = tensor.clone()
-    dist.broadcast(of_rank_0, 0)
-    same = torch.tensor([torch.equal(tensor.view(torch.int32), of_rank_0.view(torch.int32))])
-    dist.all_reduce(same, op=dist.ReduceOp.MIN)
-    return bool(same)
-
-
-def run_rank(arguments: argparse.Namespace) -> list[Row]:
-    """Measure every method; called on each rank."""
-    dist.init_process_group("gloo")
-    torch.set_num_threads(1)
-    rank, world_size = dist.get_rank(), dist.get_world_size()
-    num_elements = arguments.megabytes * 10**6 // 4 // arguments.parameters
-    generator = torch.Generator().manual_seed(rank)
-    gradients = [
-        torch.randn(num_elements // 1000, 1000, generator=generator)
-        for _ in range(arguments.parameters)
-    ]
-    exact = [g.clone() for g in gradients]
-    for average in exact:
-        dist.all_reduce(average)
-        average /= world_size
-    models = {method: make_model(method, gradients) for method in arguments.methods}
-    seconds: dict[str, list[float]] = {method: [] for method in models}
-    for repetition in range(arguments.warmup + arguments.repetitions):
-        for method, (model, _) in models.items():
-            model.zero_grad()
-            loss = model()
-            dist.barrier()
-            start = time.perf_counter()
-            loss.backward()
-            elapsed = slowest(time.perf_counter() - start)
-            if repetition >= arguments.warmup:
-                seconds[method].append(elapsed)
-    rows = []
-    gradient_bytes = sum(g.numel() * 4 for g in gradients)
-    for method, (model, state) in models.items():
-        results = [p.grad for p in model.module.weights]
-        error = sum((r - e).double().square().sum() for r, e in zip(results, exact, strict=True))
-        norm = sum(e.double().square().sum() for e in exact)
-        uncompressed = 2 * (world_size - 1) * gradient_bytes // world_size
-        rows.append(
-            Row(
+def measure_model(link: Link, methods: list[str], settings: Settings) -> list[DdpRow]:
+    """Measure one model on ``link``: fragile methods alone with plain DDP, the others together."""
+    sturdy = [method for method in methods if method not in FRAGILE]
+    groups = [sturdy] if sturdy else []
+    groups += [["none", method] for method in methods if method in FRAGILE]
+    rows: list[DdpRow] = []
+    for group in groups:
+        wanted = group if group is sturdy else group[1:]
+        task = {**settings, "methods": group, "bits_per_second": link.bits_per_second}
+        failure = missing_memory(task, link)
+        if failure is None:
+            try:
+                found = run_ranks(link, "ddp_ranks.py", task, timeout_seconds(task, link))
+                rows += [DdpRow(**row) for row in found if row["method"] in wanted]
+                continue
+            except RanksFailedError as error:
+                failure = str(error)
+        rows += [
+            DdpRow(
+                model=settings["model"],
                 method=method,
-                world_size=world_size,
-                gradient_bytes=gradient_bytes,
-                seconds_median=statistics.median(seconds[method]),
-                seconds_min=min(seconds[method]),
-                ratio_to_fp16=statistics.median(
-                    [
-                        a / b
-                        for a, b in zip(
-                            seconds[method], seconds.get("fp16", seconds[method]), strict=True
-                        )
-                    ]
-                ),
-                wire_bytes_per_step=state.stats.wire_bytes // state.stats.steps
-                if state
-                else uncompressed // (1 if method == "none" else 2),
-                relative_error=float((error / norm) ** 0.5),
-                identical=all(is_identical(r) for r in results),
+                world_size=link.world_size,
+                rate_bits_per_second=link.bits_per_second,
+                gradient_bytes=gradient_bytes(settings),
+                backward_seconds=settings["backward_seconds"],
+                failure=failure,
             )
-        )
+            for method in wanted
+        ]
+    return rows
+
+
+def measure_memory(link: Link, methods: list[str], settings: Settings) -> list[MemoryRow]:
+    """Measure the peak memory of one model with each of fastcomm's codecs, and without a hook."""
+    size = gradient_bytes(settings)
+    codecs = [method for method in methods if method != "none" and method not in PEERS]
+    plain: dict[str, int] | None = None
+    rows = []
+    for method in ["none", *codecs]:
+        task = {**settings, "method": method}
+        row = MemoryRow(settings["model"], method, link.world_size, size)
+        try:
+            found = run_ranks(link, "ddp_memory.py", task, timeout_seconds(task, link))
+        except RanksFailedError as error:
+            rows.append(replace(row, failure=str(error)))
+            continue
+        peaks = found[0] if found else None
+        if method == "none":
+            plain = peaks
+        elif peaks is None or plain is None:
+            rows.append(row)
+        else:
+            extra = peaks["peak_bytes"] - plain["peak_bytes"]
+            steady = peaks["steady_peak_bytes"] - plain["steady_peak_bytes"]
+            rows.append(
+                replace(
+                    row,
+                    plain_peak_bytes=plain["peak_bytes"],
+                    extra_peak_bytes=extra,
+                    extra_steady_bytes=steady,
+                    extra_peak_ratio=extra / size,
+                    extra_steady_ratio=steady / size,
+                )
+            )
+    return rows
+
+
+def run_as_rank(arguments: argparse.Namespace) -> list[DdpRow]:
+    """Measure as one of the ranks that torchrun started; rank 0 prints."""
+    dist.init_process_group("gloo")
+    rows: list[DdpRow] = []
+    for model in arguments.model:
+        task = {**settings_of(model, arguments), "methods": arguments.methods}
+        found = [DdpRow(**row) for row in measure({**task, "bits_per_second": None})]
+        if dist.get_rank() == 0:
+            print_steps(found)
+            rows += found
+    dist.barrier()
+    gc.collect()  # DDP models and hook states are cycles; they end before their process group
     dist.destroy_process_group()
     return rows
 
 
-def print_table(rows: list[Row]) -> None:
-    """Print the rows for people."""
-    table = Table(
-        title=f"{rows[0].gradient_bytes / 1e6:.0f} MB of f32 gradients, "
-        f"{rows[0].world_size} ranks, loopback, {platform.processor() or platform.machine()}"
-    )
-    for column in (
-        "method",
-        "median ms",
-        "min ms",
-        "time / fp16 hook",
-        "wire MB/step",
-        "rel. error",
-        "identical",
-    ):
-        table.add_column(column, justify="left" if column == "method" else "right")
-    for row in rows:
-        table.add_row(
-            row.method,
-            f"{row.seconds_median * 1e3:.1f}",
-            f"{row.seconds_min * 1e3:.1f}",
-            f"{row.ratio_to_fp16:.2f}",
-            f"{row.wire_bytes_per_step / 1e6:.2f}",
-            f"{row.relative_error:.1e}",
-            "yes" if row.identical else "NO",
-        )
-    Console().print(table)
+def run_all(arguments: argparse.Namespace) -> list[DdpRow | MemoryRow]:
+    """Start ranks for every rate and model, and print what they measured."""
+    rows: list[DdpRow | MemoryRow] = []
+    for rate in arguments.rate:
+        with network(arguments.world, rate) as link:
+            for model in arguments.model:
+                settings = settings_of(model, arguments)
+                if arguments.memory:
+                    taken = measure_memory(link, arguments.methods, settings)
+                    print_memory(taken)
+                    rows += taken
+                else:
+                    timed = measure_model(link, arguments.methods, settings)
+                    print_steps(timed)
+                    rows += timed
+    return rows
 
 
 def main() -> None:
-    """Start the ranks, or be one of them."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--megabytes", type=int, default=100, help="gradient size in MB")
-    parser.add_argument("--parameters", type=int, default=5, help="number of equal parameters")
-    parser.add_argument(
-        "--methods", default="none,fp16,int8,int4,topk:0.01", type=lambda text: text.split(",")
-    )
-    parser.add_argument("--world", type=int, default=2, help="number of ranks")
-    parser.add_argument("--repetitions", type=int, default=15)
-    parser.add_argument("--warmup", type=int, default=3)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    if "RANK" not in os.environ:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        ranks = [
-            subprocess.Popen(
-                [sys.executable, *sys.argv],
-                env={
-                    **os.environ,
-                    "RANK": str(rank),
-                    "WORLD_SIZE": str(arguments.world),
-                    "MASTER_ADDR": "127.0.0.1",
-                    "MASTER_PORT": str(port),
-                },
-            )
-            for rank in range(arguments.world)
-        ]
-        # A rank that fails ends the others, which would wait for it.
-        while any(rank.poll() is None for rank in ranks) and not any(r.returncode for r in ranks):
-            time.sleep(0.1)
-        failed = [rank.returncode for rank in ranks if rank.returncode]
-        for rank in ranks:
-            rank.terminate()
-        sys.exit(1 if failed else 0)
-    rows = run_rank(arguments)
-    if os.environ["RANK"] != "0":
-        return
-    print_table(rows)
-    if arguments.json:
-        facts = {
-            "machine": f"{platform.node()} {platform.platform()}, {os.cpu_count()} cores",
-            "torch": torch.__version__,
-            "commit": commit(),
-        }
-        arguments.json.write_text(json.dumps([{**asdict(row), **facts} for row in rows], indent=1))
+    """Measure what the command line asks for."""
+    arguments = parse_arguments(__doc__)
+    rows = run_as_rank(arguments) if is_rank() else run_all(arguments)
+    steps = [row for row in rows if isinstance(row, DdpRow)]
+    print_when_it_pays(steps)
+    if arguments.json and rows:
+        origin = facts()
+        arguments.json.write_text(json.dumps([asdict(row) | origin for row in rows], indent=1))
+    broken = [row for row in rows if row.failure is not None and row.method not in FRAGILE]
+    if broken or any(map(is_wrong, steps)):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from shaped_link import ShapedLink, can_shape
 _FOLDER = Path(__file__).resolve().parent
 
 
-class RanksFailed(RuntimeError):
+class RanksFailedError(RuntimeError):
     """A rank ended with an error, was killed by a signal, or took too long; says which and how."""
 
 
@@ -83,7 +83,7 @@ def run_ranks(
     """Run ``program`` of this folder on every rank of ``link``; return the rows of rank 0.
 
     Raises:
-        RanksFailed: if a rank fails, or they take longer than ``timeout_seconds``.
+        RanksFailedError: if a rank fails, or they take longer than ``timeout_seconds``.
     """
     meeting = link.environment(0)
     with tempfile.TemporaryDirectory(prefix="fastcomm-bench-") as folder:
@@ -128,11 +128,13 @@ def _wait(ranks: list[subprocess.Popen[bytes]], errors: list[Path], timeout_seco
         if any(rank.returncode for rank in ranks):
             break
         if time.monotonic() > end:
-            raise RanksFailed(f"not done after {timeout_seconds:.0f} s")
+            raise RanksFailedError(f"not done after {timeout_seconds:.0f} s")
         time.sleep(0.02)
     for rank, (process, error) in enumerate(zip(ranks, errors, strict=True)):
         if process.poll():
-            raise RanksFailed(f"rank {rank} {_how_it_ended(process.returncode)}: {_last(error)}")
+            raise RanksFailedError(
+                f"rank {rank} {_how_it_ended(process.returncode)}: {_last(error)}"
+            )
 
 
 def _how_it_ended(returncode: int) -> str:

@@ -1,7 +1,7 @@
 """Ways to synchronize a gradient bucket: fastcomm's codecs, and what PyTorch brings.
 
-PyTorch's hooks are called as DDP calls them, with a stand-in for its GradBucket: so that all methods
-work on the same memory and nothing but the synchronization is measured.
+PyTorch's hooks are called as DDP calls them, with a stand-in for its GradBucket: so all methods
+work on the same memory, and nothing but the synchronization is measured.
 """
 
 from __future__ import annotations

@@ -16,7 +16,9 @@ from typing import NamedTuple
 import matplotlib.style
 from matplotlib.figure import Figure, SubFigure
 
+from plot_allreduce import allreduce_height, draw_allreduce
 from plot_codecs import codecs_height, draw_codecs
+from plot_ddp import ddp_height, draw_ddp
 from plot_rivals import INT8_HEIGHT, TOPK_HEIGHT, draw_int8, draw_topk
 from plot_style import Row, distinct, draw_footer, select
 
@@ -32,7 +34,9 @@ class Drawing(NamedTuple):
 
 # By the "benchmark" field of the rows.
 DRAWINGS = {
+    "allreduce": Drawing(draw_allreduce, allreduce_height),
     "codec": Drawing(draw_codecs, codecs_height),
+    "ddp": Drawing(draw_ddp, ddp_height),
     "topk": Drawing(draw_topk, lambda rows: TOPK_HEIGHT),
     "int8": Drawing(draw_int8, lambda rows: INT8_HEIGHT),
 }

@@ -12,6 +12,40 @@ Row: TypeAlias = dict[str, Any]  # of a benchmark's JSON
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
 DARK, GREY = "#222222", "#8A8A8A"
 
+# How methods of synchronization look in every figure: colour and marker.
+_METHOD_STYLES = {
+    "none": (DARK, "o"),
+    "gloo": (DARK, "o"),
+    "fp16": (GREY, "v"),
+    "bf16": (PURPLE, "^"),
+    "int8": (BLUE, "s"),
+    "int4": (ORANGE, "D"),
+    "topk:0.01": (GREEN, "P"),
+}
+_OTHER_METHOD_STYLES = [
+    ("#D55E00", "X"),  # these two also of Okabe and Ito
+    ("#56B4E9", "<"),
+    ("#B8860B", ">"),
+    ("#6A3D9A", "h"),
+    ("#7F0000", "*"),
+]
+
+
+def method_styles(methods: list[str]) -> dict[str, tuple[str, str]]:
+    """Return the colour and the marker of each method."""
+    others = [method for method in methods if method not in _METHOD_STYLES]
+    styles = {
+        method: _OTHER_METHOD_STYLES[index % len(_OTHER_METHOD_STYLES)]
+        for index, method in enumerate(others)
+    }
+    return {method: (_METHOD_STYLES | styles)[method] for method in methods}
+
+
+def method_label(method: str) -> str:
+    """Return the name of a method in a legend."""
+    names = {"none": "plain DDP", "gloo": "gloo float32", "fp16": "fp16 hook", "bf16": "bf16 hook"}
+    return names.get(method, method)
+
 
 def distinct(rows: list[Row], key: str) -> list[Any]:
     """Return the values of ``key``, each once, in the order of the rows."""

@@ -24,13 +24,12 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -144,9 +143,9 @@ class ShapedLink:
 
     def measure_rate(self, sender: int = 0, receiver: int = 1, seconds: float = 0.4) -> float:
         """Payload bits per second of one TCP stream that lasts ``seconds``."""
-        program = [sys.executable, "-S", os.path.abspath(__file__)]
-        receive = [*self.command_prefix(receiver), *program, "--receive"]
-        send = [*self.command_prefix(sender), *program, "--send", self.address(receiver)]
+        program = [sys.executable, "-S", str(Path(__file__).with_name("plain_stream.py"))]
+        receive = [*self.command_prefix(receiver), *program, "receive"]
+        send = [*self.command_prefix(sender), *program, "send", self.address(receiver)]
         with subprocess.Popen(receive, stdout=subprocess.PIPE, text=True) as receiving:
             assert receiving.stdout is not None
             port = receiving.stdout.readline().strip()
@@ -253,50 +252,17 @@ def _run(command: list[str], standard_input: str = "", check: bool = True) -> st
     return done.stdout
 
 
-def _receive_stream(warm_up_seconds: float = 0.1) -> float:
-    """Accept one stream and return its payload rate in bits per second, slow start left out."""
-    with socket.create_server(("", 0)) as server:
-        print(server.getsockname()[1], flush=True)
-        connection, _ = server.accept()
-    buffer = bytearray(1 << 20)
-    received, first, last = 0, 0.0, 0.0
-    opened = time.perf_counter()
-    while count := connection.recv_into(buffer):
-        last = time.perf_counter()
-        if first:
-            received += count
-        elif last - opened >= warm_up_seconds:
-            first = last
-    return received * 8 / max(last - first, 1e-9)
-
-
-def _send_stream(address: str, port: int, seconds: float) -> None:
-    with socket.create_connection((address, port)) as connection:
-        chunk = bytes(1 << 18)
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end:
-            connection.sendall(chunk)
-
-
 def main() -> None:
     """Build a link, measure its rate between neighbours, print both."""
     parser = argparse.ArgumentParser(description="build a shaped link and check its real rate")
     parser.add_argument("--world", type=int, default=2, help="ranks, at least 2 (default 2)")
     parser.add_argument("--rate", default="100mbit", help="tc's words, e.g. 1gbit")
-    parser.add_argument("--receive", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--send", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.receive:
-        print(_receive_stream(), flush=True)
-    elif arguments.send:
-        address, port, seconds = arguments.send
-        _send_stream(address, int(port), float(seconds))
-    else:
-        with ShapedLink(arguments.world, arguments.rate) as link:
-            for rank in range(arguments.world):
-                receiver = (rank + 1) % arguments.world
-                measured = link.measure_rate(rank, receiver) / 1e6
-                print(f"rank {rank} -> {receiver}: {measured:.1f} Mbit/s of {arguments.rate}")
+    with ShapedLink(arguments.world, arguments.rate) as link:
+        for rank in range(arguments.world):
+            receiver = (rank + 1) % arguments.world
+            measured = link.measure_rate(rank, receiver) / 1e6
+            print(f"rank {rank} -> {receiver}: {measured:.1f} Mbit/s of {arguments.rate}")
 
 
 if __name__ == "__main__":

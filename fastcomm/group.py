@@ -45,7 +45,9 @@ class ConnectedGroup:
             index = _num_connections.get(process_group, 0)
             _num_connections[process_group] = index + 1
             self._store = PrefixStore(f"fastcomm/{index}", process_group.get_group_store())
-            backends = [_make_backend(process_group, PrefixStore(str(i), self._store)) for i in range(2)]
+            backends = [
+                _make_backend(process_group, PrefixStore(str(i), self._store)) for i in range(2)
+            ]
         self._communicator = _C.Communicator(backends, NUM_LANES)
         self._threads: dict[int, _C.ThreadPool] = {}
         _open_groups.add(self)

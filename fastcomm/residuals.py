@@ -18,6 +18,8 @@ from fastcomm.codecs import Codec
 from fastcomm.errors import ArgumentError
 from fastcomm.group import choose_algorithm
 
+_MOVED_ELEMENTS = 1 << 20
+
 
 @dataclass
 class BucketLayout:
@@ -84,15 +86,17 @@ class ResidualStore:
                 runs.append((parameter.numel(), compressed))
         residual = None
         if self._keeps_residuals:
-            residual = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float32)
+            residual = _C.streamed_zeros(sum(p.numel() for p in parameters))
             for parameter, view in zip(
                 parameters, torch.split(residual, [p.numel() for p in parameters]), strict=True
             ):
                 previous = self._views.get(id(parameter))
-                if previous is None:
-                    previous = self._loaded.pop(self._names.get(id(parameter), ""), None)
                 if previous is not None:
-                    view.copy_(previous.reshape(-1))
+                    _move(previous, view)
+                else:
+                    loaded = self._loaded.pop(self._names.get(id(parameter), ""), None)
+                    if loaded is not None:
+                        view.copy_(loaded.reshape(-1))
                 self._views[id(parameter)] = view
         for key in [key for key in self._layouts if not ids.isdisjoint(key)]:
             del self._layouts[key]  # buckets were rebuilt
@@ -146,3 +150,14 @@ class ResidualStore:
                 "the parameters have no names yet; use fastcomm.register(ddp_model), or call "
                 "state.attach(ddp_model) once"
             )
+
+
+def _move(source: torch.Tensor, target: torch.Tensor) -> None:
+    """Copy a part of an old bucket, whose other parts are still in use, and give its memory back.
+
+    Bit by bit: there are never two residuals of all parameters, nor of a large one.
+    """
+    for begin in range(0, source.numel(), _MOVED_ELEMENTS):
+        part = source[begin : begin + _MOVED_ELEMENTS]
+        target[begin : begin + _MOVED_ELEMENTS].copy_(part)
+        _C.release_streamed(part)

@@ -71,15 +71,17 @@ bool C10dTransport::takes_shorter_messages() const {
 std::unique_ptr<PendingMessage> C10dTransport::send(int peer, Tag tag,
                                                     std::span<const std::byte> bytes) {
   auto tensors = as_tensors(const_cast<std::byte*>(bytes.data()), bytes.size());
-  return track(backends_[static_cast<size_t>(rank_) % backends_.size()]->send(tensors, peer, static_cast<int>(first_tag_ + tag)), "sending to",
-               peer);
+  return track(backends_[static_cast<size_t>(rank_) % backends_.size()]->send(
+                   tensors, peer, static_cast<int>(first_tag_ + tag)),
+               "sending to", peer);
 }
 
 std::unique_ptr<PendingMessage> C10dTransport::receive(int peer, Tag tag,
                                                        std::span<std::byte> bytes) {
   auto tensors = as_tensors(bytes.data(), bytes.size());
-  return track(backends_[static_cast<size_t>(peer) % backends_.size()]->recv(tensors, peer, static_cast<int>(first_tag_ + tag)), "receiving from",
-               peer);
+  return track(backends_[static_cast<size_t>(peer) % backends_.size()]->recv(
+                   tensors, peer, static_cast<int>(first_tag_ + tag)),
+               "receiving from", peer);
 }
 
 std::unique_ptr<PendingMessage> C10dTransport::track(c10::intrusive_ptr<c10d::Work> work,

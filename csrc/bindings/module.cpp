@@ -9,6 +9,7 @@
 #include "bindings/future.h"
 #include "collectives/opening.h"
 #include "collectives/schedules.h"
+#include "core/pages.h"
 #include "core/stream_copy.h"
 
 namespace fastcomm {
@@ -49,8 +50,9 @@ std::span<std::byte> bytes_of(const at::Tensor& payload) {
 struct Slices {
   Slices(const BucketCodec& codec, bool is_whole) {
     const BucketShape shape = codec.shape();
-    ranges = is_whole ? std::vector<ElementRange>{{0, shape.num_elements}}
-                      : cut_slices({0, shape.num_elements}, slice_elements(shape, shape.num_elements));
+    ranges = is_whole
+                 ? std::vector<ElementRange>{{0, shape.num_elements}}
+                 : cut_slices({0, shape.num_elements}, slice_elements(shape, shape.num_elements));
     for (ElementRange range : ranges) {
       offsets.push_back(bytes);
       bytes += align_up(codec.payload_bytes(range), kSectionAlignment);
@@ -127,6 +129,19 @@ void decode(const CodecSpec& spec, const at::Tensor& payload, const at::Tensor& 
   }
 }
 
+// Zeros of float32, in memory that is good to stream through.
+at::Tensor streamed_zeros(int64_t num_elements) {
+  auto pages = std::make_shared<Pages>(num_elements * static_cast<int64_t>(sizeof(float)));
+  return at::from_blob(
+      pages->data(), {num_elements}, [pages](void*) mutable { pages.reset(); }, at::kFloat);
+}
+
+// Gives the memory of a part of streamed_zeros() back; its values are lost.
+void release_streamed(const at::Tensor& part) {
+  check_memory(part, "part");
+  release_pages(static_cast<std::byte*>(part.data_ptr()), static_cast<int64_t>(part.nbytes()));
+}
+
 void copy_streaming(const at::Tensor& out, const at::Tensor& tensor, CodecWorkspace& workspace) {
   check_memory(out, "out");
   check_residual(out, tensor);  // as many elements of float32
@@ -139,8 +154,7 @@ void copy_streaming(const at::Tensor& out, const at::Tensor& tensor, CodecWorksp
 std::shared_ptr<PythonFuture> all_reduce(Communicator& communicator, const at::Tensor& bucket,
                                          const std::optional<at::Tensor>& residual,
                                          std::shared_ptr<const BucketPlan> plan, float factor,
-                                         uint32_t step, uint16_t bucket_index,
-                                         bool caller_waits) {
+                                         uint32_t step, uint16_t bucket_index, bool caller_waits) {
   memory_of(bucket, residual);
   TensorFuture result(bucket);
   Future future = result.future;
@@ -253,8 +267,7 @@ PYBIND11_MODULE(_C, module) {
            }),
            py::arg("threads") = nullptr);
   module.def("payload_bytes", payload_bytes, py::arg("spec"), py::arg("num_elements"),
-             py::arg("sliced") = false,
-             py::arg("runs") = std::vector<std::pair<int64_t, bool>>{});
+             py::arg("sliced") = false, py::arg("runs") = std::vector<std::pair<int64_t, bool>>{});
   module.def("payload_num_elements", [](const at::Tensor& payload) {
     return int64_t{payload_num_elements(bytes_of(payload))};
   });
@@ -263,6 +276,8 @@ PYBIND11_MODULE(_C, module) {
              py::arg("sliced") = false, py::arg("sealed") = true, NoGil());
   module.def("decode", decode, py::arg("spec"), py::arg("payload"), py::arg("out"),
              py::arg("workspace"), py::arg("sliced") = false, py::arg("sealed") = true, NoGil());
+  module.def("streamed_zeros", streamed_zeros, py::arg("num_elements"));
+  module.def("release_streamed", release_streamed, py::arg("part"));
   module.def("stream_copy", copy_streaming, py::arg("out"), py::arg("tensor"), py::arg("workspace"),
              NoGil());
 
@@ -275,10 +290,11 @@ PYBIND11_MODULE(_C, module) {
            py::arg("codec"), py::arg("runs"), py::arg("algorithm"), py::arg("threads"));
 
   py::class_<Communicator, std::unique_ptr<Communicator, DeleteWithoutGil>>(module, "Communicator")
-      .def(py::init([](const std::vector<c10::intrusive_ptr<c10d::Backend>>& backends, int num_lanes) {
-             return std::unique_ptr<Communicator, DeleteWithoutGil>(
-                 new Communicator(backends, num_lanes));
-           }),
+      .def(py::init(
+               [](const std::vector<c10::intrusive_ptr<c10d::Backend>>& backends, int num_lanes) {
+                 return std::unique_ptr<Communicator, DeleteWithoutGil>(
+                     new Communicator(backends, num_lanes));
+               }),
            py::arg("backends"), py::arg("num_lanes"))
       .def("all_reduce", all_reduce, py::arg("bucket"), py::arg("residual"), py::arg("plan"),
            py::arg("factor"), py::arg("step"), py::arg("bucket_index"),

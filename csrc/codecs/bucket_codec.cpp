@@ -11,7 +11,10 @@ namespace {
 
 // Payloads of a slice: with less, what gloo does for each message shows.
 constexpr int64_t kSmallestSliceBytes = int64_t{1} << 17;
-constexpr int64_t kLargestSliceBytes = int64_t{1} << 21;
+constexpr int64_t kLargestSliceBytes = int64_t{1} << 22;
+// Top-k selects within a slice. This is more than DDP's buckets of 25 MB have; of larger ones, one
+// slice is on the wire while the next is selected from.
+constexpr int64_t kSparseSliceElements = int64_t{1} << 23;
 
 // What one thread takes at a time: enough to hide the hand-over, and a multiple of every block.
 constexpr int64_t kTaskElements = int64_t{1} << 16;
@@ -96,10 +99,7 @@ PayloadFormat BucketCodec::format(ElementRange range) const {
 
 BucketShape BucketCodec::shape() const {
   // Sparse: a segment is one message, so that top-k selects among all of its elements.
-  if (is_sparse()) {
-    const int64_t all = align_up(memory_.num_elements, 512);
-    return {memory_.num_elements, 512, all, all};
-  }
+  if (is_sparse()) return {memory_.num_elements, 512, kSparseSliceElements, kSparseSliceElements};
   const int64_t bits = 8 * dense_->unit_bytes / dense_->elements_per_unit;
   return {memory_.num_elements, dense_->block_elements,
           align_up(kSmallestSliceBytes * 8 / bits, dense_->block_elements),

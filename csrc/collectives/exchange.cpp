@@ -1,8 +1,5 @@
 #include "collectives/exchange.h"
 
-#include <cstdlib>
-#include <new>
-
 namespace fastcomm {
 namespace {
 
@@ -26,21 +23,18 @@ class Stopwatch {
 
 }  // namespace
 
-void PayloadBuffers::Free::operator()(std::byte* memory) const { std::free(memory); }
-
 void PayloadBuffers::reserve(int num_buffers, int64_t bytes) {
   constexpr int64_t kAlignment = 64;
+  // DDP's first step has one bucket for all of the model, later ones are smaller.
+  constexpr int kMostSmall = 16;
   bytes_ = bytes;
   stride_ = align_up(bytes, kAlignment);
-  const int64_t needed = align_up(num_buffers * stride_, kAlignment);
-  if (needed <= capacity_) return;
-  memory_.reset();
-  capacity_ = 0;
-  auto* memory =
-      static_cast<std::byte*>(std::aligned_alloc(kAlignment, static_cast<size_t>(needed)));
-  if (memory == nullptr) throw std::bad_alloc();
-  memory_.reset(memory);
-  capacity_ = needed;
+  const int64_t needed = num_buffers * stride_;
+  num_small_ = needed < memory_.bytes() / 2 ? num_small_ + 1 : 0;
+  if (needed <= memory_.bytes() && num_small_ <= kMostSmall) return;
+  memory_ = Pages();  // before there is more
+  memory_ = Pages(needed);
+  num_small_ = 0;
 }
 
 MessageLabel Exchange::label(int segment, int64_t slice) const {

@@ -11,6 +11,7 @@
 
 #include "codecs/codec.h"
 #include "collectives/transport.h"
+#include "core/pages.h"
 
 namespace fastcomm {
 
@@ -31,23 +32,20 @@ struct TraceEvent {
   int64_t bytes;  // of the payload; of a wait: 0
 };
 
-// Payload memory, grown once and reused by every exchange of a lane.
+// Payload memory, reused by every exchange of a lane.
 class PayloadBuffers {
  public:
   // `num_buffers` spans of `bytes` each. Spans handed out before are invalid afterwards.
   void reserve(int num_buffers, int64_t bytes);
   std::span<std::byte> buffer(int index) {
-    return {memory_.get() + static_cast<size_t>(index * stride_), static_cast<size_t>(bytes_)};
+    return {memory_.data() + index * stride_, static_cast<size_t>(bytes_)};
   }
 
  private:
-  struct Free {
-    void operator()(std::byte* memory) const;
-  };
-  std::unique_ptr<std::byte, Free> memory_;
-  int64_t capacity_ = 0;
+  Pages memory_;
   int64_t stride_ = 0;
   int64_t bytes_ = 0;
+  int num_small_ = 0;  // reservations in a row that needed less than half of the memory
 };
 
 // Which exchange this is: the same on every rank.

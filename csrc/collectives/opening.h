@@ -12,8 +12,8 @@
 // them in rank order, as the gather schedule does. That is one message's latency where a ring has
 // 2 (N-1). Others then run their schedule.
 //
-// The receives of the next exchange's openings are posted before this one ends: a message that finds
-// its receive waiting is not delayed by telling the sender to go on.
+// The receives of the next exchange's openings are posted before this one ends: a message that
+// finds its receive waiting is not delayed by telling the sender to go on.
 
 #include <array>
 #include <memory>
@@ -58,9 +58,9 @@ class Openings {
   int64_t opening_bytes() const;
 
   Transport& transport_;
-  std::vector<Peer> peers_;                // by rank; this rank's own has no memory
-  std::unique_ptr<std::byte[]> sent_;      // this rank's opening
-  int side_ = 0;                           // which half of their memory the posted receives use
+  std::vector<Peer> peers_;            // by rank; this rank's own has no memory
+  std::unique_ptr<std::byte[]> sent_;  // this rank's opening
+  int side_ = 0;                       // which half of their memory the posted receives use
 };
 
 }  // namespace fastcomm

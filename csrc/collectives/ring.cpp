@@ -63,10 +63,12 @@ class Ring {
   void run() {
     if (num_ranks_ == 1) return reduce_alone();
     for (size_t slice = 0; slice < num_slices_; ++slice) post_receive(0, slice);
-    for (size_t slice = 0; slice < std::min(kSlicesAhead, num_slices_); ++slice) encode_and_send(0, slice);
+    for (size_t slice = 0; slice < std::min(kSlicesAhead, num_slices_); ++slice)
+      encode_and_send(0, slice);
     for (int hop = 0; hop <= last_hop_; ++hop) {
       for (size_t slice = 0; slice < num_slices_; ++slice) {
-        if (hop == 0 && slice + kSlicesAhead < num_slices_) encode_and_send(0, slice + kSlicesAhead);
+        if (hop == 0 && slice + kSlicesAhead < num_slices_)
+          encode_and_send(0, slice + kSlicesAhead);
         process(hop, slice);
       }
     }

@@ -9,7 +9,7 @@ namespace {
 
 // With so many slices in a segment, encoding the first and decoding the last, when the wire is
 // idle, take little of the whole, and the wire has others while a rank is late with one.
-constexpr int64_t kSlicesUnderWay = 8;
+constexpr int64_t kSlicesUnderWay = 6;
 
 }  // namespace
 

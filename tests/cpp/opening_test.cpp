@@ -121,13 +121,14 @@ TEST_CASE("a bucket that is too large for the openings takes its schedule") {
     Call call{.codec = {"fp32"}, .schedule = "gather"};
     call.num_elements = largest_opening_payload(world_size) / 4;  // and a header
     const Outcome outcome = run_calls(std::vector(static_cast<size_t>(world_size), call));
-    Group group({.codec = call.codec, .schedule = "gather", .world_size = world_size,
+    Group group({.codec = call.codec,
+                 .schedule = "gather",
+                 .world_size = world_size,
                  .num_elements = call.num_elements});
     group.all_reduce(random_gradients(group.options(), Values::kNormal, 1));
     const int num_neighbours = world_size == 2 ? 1 : 2;
     for (const int64_t wire_bytes : outcome.wire_bytes) {
-      CHECK(wire_bytes ==
-            group.rank(0).measurements.wire_bytes + num_neighbours * kRecordBytes);
+      CHECK(wire_bytes == group.rank(0).measurements.wire_bytes + num_neighbours * kRecordBytes);
     }
   }
 }

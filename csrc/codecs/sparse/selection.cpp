@@ -16,7 +16,7 @@ constexpr double kWantedSample = 3000;  // selected values that a good sample ho
 constexpr int kSampleHistogramShift = 15;
 constexpr size_t kSampleHistogramBins = size_t{1} << (32 - 1 - kSampleHistogramShift);
 constexpr int64_t kSmallestPart = int64_t{1} << 16;  // of a thread
-constexpr int64_t kSmallestSampled = 1 << 15;        // below it, every element is a candidate
+constexpr int64_t kSmallestSampled = 1 << 13;        // below it, every element is a candidate
 
 // Counts one run at a random place of every `stride` elements of a piece; returns how many values
 // were counted. The runs of a batch are fetched together: each is a cache miss.
