@@ -133,6 +133,14 @@ class ConnectedGroup:
         """Return the native layer's totals: ``wire_bytes`` and ``seconds_…``."""
         return self._communicator.measurements()
 
+    def start_trace(self) -> None:
+        """Begin to record what the native threads do."""
+        self._communicator.start_trace()
+
+    def stop_trace(self) -> list[tuple[int, int, int, str, float, float, int]]:
+        """Return what was recorded; the fields are those of ``_C.Communicator.stop_trace``."""
+        return self._communicator.stop_trace()
+
     def abort(self) -> None:
         """End what is under way with an error, and the native threads."""
         self._communicator.abort()

@@ -4,6 +4,7 @@
 import contextlib
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from fastcomm.group import ConnectedGroup
 from fastcomm.reduce import check_algorithm
 from fastcomm.residuals import ResidualStore
 from fastcomm.stats import Stats
+from fastcomm.trace import write_chrome_trace
 
 
 class HookState:
@@ -171,8 +173,18 @@ class HookState:
             wire_bytes=int(measured.get("wire_bytes", 0)),
             seconds_encode=measured.get("seconds_encode", 0.0),
             seconds_decode=measured.get("seconds_decode", 0.0),
+            seconds_send=measured.get("seconds_send", 0.0),
             seconds_wait=measured.get("seconds_wait", 0.0),
         )
+
+    def trace(self, path: str | Path) -> contextlib.AbstractContextManager[None]:
+        """Record, in a ``with`` block, what the native threads do, and write a Chrome trace.
+
+        Give each rank a path of its own. Collective if the ranks are not connected yet.
+        """
+        self.connect()
+        assert self._group is not None
+        return write_chrome_trace(self._group, path)
 
     def flush(self) -> None:
         """Send the next step in float32 with all residuals folded in; they are zero afterwards.

@@ -15,6 +15,7 @@ class Stats:
         wire_bytes: payload bytes really sent by this rank, headers and scales included.
         seconds_encode: spent accumulating and encoding, on the native threads.
         seconds_decode: spent decoding, on the native threads.
+        seconds_send: spent by the native threads handing payloads to the network.
         seconds_wait: spent by the native threads waiting for the network.
     """
 
@@ -24,6 +25,7 @@ class Stats:
     wire_bytes: int
     seconds_encode: float
     seconds_decode: float
+    seconds_send: float
     seconds_wait: float
 
     @property
