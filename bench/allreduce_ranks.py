@@ -6,13 +6,13 @@ import json
 import os
 import sys
 import time
-import zlib
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from ddp_steps import all_identical, slowest
 from fastcomm import _C
 from fastcomm.reduce import measurements
 from launch import write_rows
@@ -54,7 +54,7 @@ class AllReduceRow:
     seconds_decode: float | None
     seconds_wait: float | None
     relative_error: float | None
-    books_error: float | None
+    conservation_error: float | None
     identical: bool
 
 
@@ -104,22 +104,7 @@ class Measured:
         return (time.perf_counter() - start) / num_calls
 
 
-def slowest(seconds: list[float]) -> list[float]:
-    """Return, for each value, the largest of all ranks."""
-    values = torch.tensor(seconds, dtype=torch.float64)
-    dist.all_reduce(values, op=dist.ReduceOp.MAX)
-    return [float(value) for value in values]
-
-
-def all_identical(result: torch.Tensor) -> bool:
-    """Return whether all ranks hold the same bits."""
-    checksum = zlib.crc32(result.numpy().data)
-    checksums: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(checksums, checksum)
-    return len(set(checksums)) == 1
-
-
-def books_error(
+def conservation_error(
     result: torch.Tensor, residual: torch.Tensor | None, gradients: Gradients
 ) -> float | None:
     """Return how far delivered + residuals is from the gradients, over the gradients' norm."""
@@ -170,11 +155,11 @@ def measure_size(
             ours = isinstance(method.synchronize, Compressed)
             results[method.name] = {
                 "spent": {k: v / method.num_calls for k, v in spent.items()} if ours else {},
-                "identical": all_identical(result),
+                "identical": all_identical([result]),
                 "relative_error": None
                 if method.name.startswith("powersgd")
                 else gradients.relative_error(result),
-                "books_error": books_error(
+                "conservation_error": conservation_error(
                     result, method.synchronize.residual(num_elements), gradients
                 )
                 if isinstance(method.synchronize, Compressed) and method.num_calls == 1
@@ -227,7 +212,7 @@ def _row(
         seconds_decode=spent.get("seconds_decode"),
         seconds_wait=spent.get("seconds_wait"),
         relative_error=result["relative_error"],
-        books_error=result["books_error"],
+        conservation_error=result["conservation_error"],
         identical=result["identical"],
     )
 

@@ -75,7 +75,8 @@ def decode(
     sealed: bool = True,
 ) -> None: ...
 
-# float32, in huge pages where there are some; and what gives the memory of a part of it back.
+# float32, in huge pages where there are some; and what gives the memory of a part of it back, whose
+# values are lost. Only for what streamed_zeros() returned.
 def streamed_zeros(num_elements: int) -> Tensor: ...
 def release_streamed(part: Tensor) -> None: ...
 

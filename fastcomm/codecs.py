@@ -42,6 +42,9 @@ __all__ = [
 class TopK(Codec):
     """The ``density * num_elements`` largest magnitudes of a bucket: 4 bytes for each of them.
 
+    They are selected from a whole slice: a bucket that is gathered (of more than 8 Mi elements:
+    each 8 Mi of it), or a segment of one that is not.
+
     Error feedback with global selection as in "Deep Gradient Compression", Lin et al., ICLR 2018,
     section 3. Values are sent as bfloat16; their rounding errors stay in the residual. Above a
     density of 0.12 the payload is int4, which then is smaller and keeps every element.

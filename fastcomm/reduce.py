@@ -51,15 +51,17 @@ class _Connection:
         self.group = ConnectedGroup(process_group)
         self.plans: dict[tuple[Codec, str, _C.ThreadPool], _C.BucketPlan] = {}
         self.num_calls = 0
+        self.is_agreed = False
 
     def plan(
         self, codec: Codec, algorithm: str, tensor: torch.Tensor, codec_threads: int | None
     ) -> _C.BucketPlan:
         """Return the plan of a call; on the first one the ranks compare notes.
 
-        Later calls are compared by the native layer, neighbour by neighbour.
+        Later calls are compared by the native layer, with the first message of each.
         """
-        if self.num_calls == 0:
+        if not self.is_agreed:
+            self.is_agreed = True
             self.group.check_agreement(
                 {
                     "codec": str(codec),
@@ -133,16 +135,17 @@ def all_reduce(
     world_size = connection.group.world_size
     plan = connection.plan(codec if world_size > 1 else Fp32(), algorithm, tensor, codec_threads)
     factor = 1.0 / world_size if op == dist.ReduceOp.AVG else 1.0
+    call = connection.num_calls
+    connection.num_calls += 1
     future = connection.group.all_reduce(
         tensor.detach(),
         residual,
         plan,
         factor,
-        step=connection.num_calls,
-        bucket_index=connection.num_calls % NUM_LANES,
+        step=call,
+        bucket_index=call % NUM_LANES,
         caller_waits=not async_op,
     )
-    connection.num_calls += 1
     work = Work(future)
     if async_op:
         return work

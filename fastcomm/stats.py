@@ -13,10 +13,10 @@ class Stats:
         raw_bytes: what an uncompressed ring all-reduce would have sent from this rank:
             2 (N-1) / N * num_elements * bytes per element of the gradient's dtype.
         wire_bytes: payload bytes really sent by this rank, headers and scales included.
-        seconds_encode: spent accumulating and encoding, on the native threads.
-        seconds_decode: spent decoding, on the native threads.
-        seconds_send: spent by the native threads handing payloads to the network.
-        seconds_wait: spent by the native threads waiting for the network.
+        seconds_encode: spent accumulating and encoding.
+        seconds_decode: spent decoding.
+        seconds_send: spent handing payloads to the network.
+        seconds_wait: spent waiting for the network. All of these by the lanes, outside the GIL.
     """
 
     steps: int

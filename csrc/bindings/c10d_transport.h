@@ -11,8 +11,9 @@ namespace fastcomm {
 
 class C10dTransport final : public Transport {
  public:
-  // `backend`: null for a group of one rank, which sends nothing. `first_tag`: the tags of this
-  // transport start here, so that several can share a backend.
+  // `backends`: over the same ranks; a message uses the one numbered by its sender's rank, modulo
+  // their number. None for a group of one rank, which sends nothing. `first_tag`: the tags of this
+  // transport start here, so that several can share backends.
   C10dTransport(std::vector<c10::intrusive_ptr<c10d::Backend>> backends, Tag first_tag);
 
   int rank() const override { return rank_; }

@@ -181,14 +181,22 @@ void Communicator::exchange(Lane& lane, const Job& job) {
   std::vector<TraceEvent> trace;
   Exchange exchange(codec, lane.transport, lane.buffers, measurements, job.id,
                     is_traced_ ? &trace : nullptr);
-  lane.openings.run(exchange, *job.plan->schedule);
-  const std::lock_guard lock(mutex_);
-  measurements_.wire_bytes += measurements.wire_bytes;
-  measurements_.seconds_encode += measurements.seconds_encode;
-  measurements_.seconds_decode += measurements.seconds_decode;
-  measurements_.seconds_send += measurements.seconds_send;
-  measurements_.seconds_wait += measurements.seconds_wait;
-  for (const TraceEvent& event : trace) trace_.push_back({lane.index, job.id, event});
+  const auto record = [&] {
+    const std::lock_guard lock(mutex_);
+    measurements_.wire_bytes += measurements.wire_bytes;
+    measurements_.seconds_encode += measurements.seconds_encode;
+    measurements_.seconds_decode += measurements.seconds_decode;
+    measurements_.seconds_send += measurements.seconds_send;
+    measurements_.seconds_wait += measurements.seconds_wait;
+    for (const TraceEvent& event : trace) trace_.push_back({lane.index, job.id, event});
+  };
+  try {
+    lane.openings.run(exchange, *job.plan->schedule);
+  } catch (...) {
+    record();  // a wait that failed is what one looks for
+    throw;
+  }
+  record();
 }
 
 }  // namespace fastcomm

@@ -1,9 +1,10 @@
 #pragma once
 // Runs all-reduces of buckets on native threads that never take the GIL.
 //
-// A *lane* is a thread with its own transport and buffers. Bucket b runs on lane b modulo the
-// number of lanes, on every rank: so several buckets are in flight, one encodes while another is on
-// the wire, and the lanes of all ranks still do the same exchanges in the same order.
+// A *lane* has its own transport, buffers and thread. Bucket b runs on lane b modulo the number of
+// lanes, on every rank: so several buckets are in flight, one encodes while another is on the wire,
+// and the lanes of all ranks still do the same exchanges in the same order. A caller that waits
+// anyway may lend its own thread to an idle lane.
 
 #include <ATen/ATen.h>
 
@@ -40,7 +41,7 @@ struct Job {
   std::optional<at::Tensor> residual;  // contiguous f32 CPU tensor of as many elements
   float factor;
   ExchangeId id;
-  // Called on the lane's thread, without the GIL; null: success.
+  // Called on the thread that ran the job, without the GIL; null: success.
   std::function<void(const std::exception_ptr&)> complete;
 };
 
@@ -53,7 +54,8 @@ struct LaneEvent {
 
 class Communicator {
  public:
-  // `backend`: null for a group of one rank.
+  // `backends`: over the same ranks; each message uses one of them by its sender's rank. None for a
+  // group of one rank.
   Communicator(std::vector<c10::intrusive_ptr<c10d::Backend>> backends, int num_lanes);
   // Waits for what is under way. The caller must not hold the GIL.
   ~Communicator();
@@ -65,8 +67,8 @@ class Communicator {
   // Throws Error if the communicator is closed.
   void submit(Job job, bool caller_waits);
 
-  // Waits for what is under way, ends the threads and lets go of the backend. The caller must not
-  // hold the GIL: the backend's destructor joins threads that may be waiting for it.
+  // Waits for what is under way, ends the threads and lets go of the backends. The caller must not
+  // hold the GIL: their destructors join threads that may be waiting for it.
   void close();
 
   // Ends what is under way with an error, then closes: for the end of the process, when the other

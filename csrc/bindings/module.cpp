@@ -134,7 +134,7 @@ PYBIND11_MODULE(_C, module) {
            }),
            py::arg("threads") = nullptr);
   module.def("payload_bytes", payload_bytes, py::arg("spec"), py::arg("num_elements"),
-             py::arg("sliced") = false, py::arg("runs") = std::vector<std::pair<int64_t, bool>>{});
+             py::arg("sliced") = false, py::arg("runs") = RunPairs{});
   module.def("payload_num_elements", [](const at::Tensor& payload) {
     return int64_t{payload_num_elements(bytes_of(payload))};
   });
@@ -149,8 +149,8 @@ PYBIND11_MODULE(_C, module) {
              NoGil());
 
   py::class_<BucketPlan, std::shared_ptr<BucketPlan>>(module, "BucketPlan")
-      .def(py::init([](CodecSpec codec, const std::vector<std::pair<int64_t, bool>>& runs,
-                       const std::string& algorithm, std::shared_ptr<ThreadPool> threads) {
+      .def(py::init([](CodecSpec codec, const RunPairs& runs, const std::string& algorithm,
+                       std::shared_ptr<ThreadPool> threads) {
              return std::make_shared<BucketPlan>(BucketPlan{
                  std::move(codec), to_runs(runs), &schedule(algorithm), std::move(threads)});
            }),

@@ -98,7 +98,6 @@ PayloadFormat BucketCodec::format(ElementRange range) const {
 }
 
 BucketShape BucketCodec::shape() const {
-  // Sparse: a segment is one message, so that top-k selects among all of its elements.
   if (is_sparse()) return {memory_.num_elements, 512, kSparseSliceElements, kSparseSliceElements};
   const int64_t bits = 8 * dense_->unit_bytes / dense_->elements_per_unit;
   return {memory_.num_elements, dense_->block_elements,

@@ -4,7 +4,8 @@
 // A bucket is a sequence of runs, contiguous elements that are either compressed by the bucket's
 // codec or sent as they are (fp32): small and one-dimensional parameters. The body of a payload is
 // a section for each run that its range touches, in the order of the bucket; the compressed runs of
-// a sparse codec share one section, which comes first: top-k selects among all of them.
+// a sparse codec share one section, which comes first: top-k selects among all of them
+// that a slice holds.
 
 #include <cstdint>
 #include <memory>

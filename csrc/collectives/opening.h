@@ -12,8 +12,9 @@
 // them in rank order, as the gather schedule does. That is one message's latency where a ring has
 // 2 (N-1). Others then run their schedule.
 //
-// The receives of the next exchange's openings are posted before this one ends: a message that
-// finds its receive waiting is not delayed by telling the sender to go on.
+// The receives of the next exchange's openings are posted before this one ends, where the transport
+// lets them wait: a message that finds its receive waiting is not delayed by telling the sender to
+// go on.
 
 #include <array>
 #include <memory>
@@ -27,8 +28,8 @@ namespace fastcomm {
 
 inline constexpr int64_t kRecordBytes = 96;
 // The largest payload that travels in openings. Each rank sends it to all others, (N-1) times; a
-// ring would send 2 (N-1) / N of it. The difference is bounded by what even a slow wire carries in
-// about the latencies that it saves.
+// ring would send 2 (N-1) / N of it. The difference is bounded by what 1 Gbit/s carries in about
+// the latencies that it saves; on slower wires, where it costs more, it still is a small time.
 int64_t largest_opening_payload(int world_size);
 
 // The openings' tag: above those of any schedule.
@@ -40,7 +41,9 @@ class Openings {
   explicit Openings(Transport& transport);
 
   // Synchronizes the bucket of `exchange`, which is over this object's transport.
-  // Throws MismatchError if another rank is about to do something else.
+  // Throws MismatchError if another rank is about to do something else; what the residual of a
+  // small bucket holds is undefined then. A rank that differs from a neighbour always learns it;
+  // others may wait, until their timeout, for ranks that do not go on.
   void run(Exchange& exchange, const Schedule& schedule);
 
  private:
@@ -52,6 +55,10 @@ class Openings {
   bool carries_payload(const Exchange& exchange, const Schedule& schedule) const;
   std::span<std::byte> received(int rank);
   void post_receive(int rank);
+  // Posts the receives of the next exchange's openings.
+  void post_ahead(const std::vector<int>& ranks);
+  // Sends `mine` to these ranks and receives theirs, in this order: a rank that does something else
+  // may have sent an opening to its neighbours only, so that they come first.
   void exchange_openings(Exchange& exchange, std::span<const std::byte> mine,
                          const std::vector<int>& ranks);
   // The bytes of an opening: more than a record only where the transport has them in one message.

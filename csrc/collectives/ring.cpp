@@ -18,11 +18,12 @@
 // here at every hop, so that nothing is lost in partial sums either.
 //
 // Order. Hops are walked one after another, and within a hop slice after slice; message t =
-// hop * num_slices + slice. Each rank has two payload buffers with a slot for each slice. In the
-// reduce-scatter one receives and the other sends; in the all-gather they alternate. A slot is
-// reused only after its send has completed, and every receive is posted as soon as its slot is
-// free, a hop ahead. A wait for message t depends on messages before t only, on every rank: no
-// deadlock, whatever the sizes.
+// hop * num_slices + slice. Hop 0 is encoded a few slices ahead of what arrives: enough to keep the
+// wire busy, and no more, because the threads that feed the wire need the processor, too. Each rank
+// has two payload buffers with a slot for each slice. In the reduce-scatter one receives and the
+// other sends; in the all-gather they alternate. A slot is reused only after its send has
+// completed, and every receive is posted as soon as its slot is free, a hop ahead. A wait for
+// message t depends on messages before t only, on every rank: no deadlock, whatever the sizes.
 
 #include <algorithm>
 #include <array>
@@ -33,6 +34,7 @@
 namespace fastcomm {
 namespace {
 
+// Of hop 0: one that is on the wire, one that waits for it, one that may be late.
 constexpr size_t kSlicesAhead = 3;
 
 class Ring {

@@ -1,5 +1,6 @@
 #include "core/thread_pool.h"
 
+#include <cfenv>
 #include <chrono>
 #include <utility>
 
@@ -51,6 +52,9 @@ void ThreadPool::run(int64_t num_tasks, const std::function<void(int64_t)>& task
 }
 
 void ThreadPool::work() {
+  // A thread inherits the mode of its creator; torch.set_flush_denormal() would lose small
+  // residuals here.
+  std::fesetenv(FE_DFL_ENV);
   while (true) {
     spin_until([&] { return num_calls_ > 0; });
     std::unique_lock lock(mutex_);

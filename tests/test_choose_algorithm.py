@@ -1,0 +1,48 @@
+"""Which algorithm "auto" stands for (docs/wire_format.md, section 4)."""
+
+import pytest
+
+import fastcomm
+from fastcomm.group import choose_algorithm
+
+
+@pytest.mark.parametrize(
+    ("codec", "world_size", "num_elements", "expected"),
+    [
+        # Small payloads travel in the opening messages: 256 KiB of 2 ranks, 32 KiB of 4.
+        ("fp32", 2, 65_000, "gather"),
+        ("fp32", 2, 66_000, "ring"),
+        ("int8", 2, 250_000, "gather"),
+        ("int8", 4, 16_384, "gather"),
+        ("int8", 64, 500, "gather"),
+        # Above that, the latency of two messages instead of 2 (N-1), up to 512 KiB.
+        ("int8", 4, 40_000, "scatter_gather"),
+        ("int8", 64, 10_000, "scatter_gather"),
+        ("int8", 4, 510_000, "scatter_gather"),
+        ("int8", 4, 530_000, "ring"),
+        ("int8", 2, 530_000, "ring"),
+        ("int4", 8, 10_000_000, "ring"),
+        # Sparse payloads are gathered while that costs no more bytes, or hardly any.
+        ("topk:0.01", 2, 10_000_000, "gather"),
+        ("topk:0.01", 4, 10_000_000, "scatter_gather"),
+        ("topk:0.01", 4, 20_000_000, "ring"),
+        ("topk:0.001", 4, 10_000_000, "gather"),
+        ("topk:0.5", 2, 10_000_000, "ring"),  # sent as int4
+    ],
+)
+def test_auto_depends_on_codec_ranks_and_size(
+    codec: str, world_size: int, num_elements: int, expected: str
+) -> None:
+    runs = [(num_elements, True)]
+    assert choose_algorithm("auto", fastcomm.codec(codec), world_size, runs) == expected
+
+
+def test_what_is_not_compressed_counts_with_its_size() -> None:
+    codec = fastcomm.codec("sign")
+    assert choose_algorithm("auto", codec, 2, [(80_000, True)]) == "gather"
+    assert choose_algorithm("auto", codec, 2, [(10, True), (80_000, False)]) == "ring"
+
+
+@pytest.mark.parametrize("algorithm", ["ring", "gather", "scatter_gather"])
+def test_a_choice_is_kept(algorithm: str) -> None:
+    assert choose_algorithm(algorithm, fastcomm.Int8(), 2, [(10, True)]) == algorithm
