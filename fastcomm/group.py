@@ -7,7 +7,6 @@ never be confused with the user's, whichever threads they come from.
 from __future__ import annotations
 
 import atexit
-import functools
 import json
 import os
 import socket
@@ -48,6 +47,7 @@ class ConnectedGroup:
         self.rank = process_group.rank()
         self.world_size = process_group.size()
         self._num_handshakes = 0
+        self._num_ranks_on_host = 0  # not known yet
         self._store: Store | None = None
         backends: list[Backend] = []
         if self.world_size > 1:
@@ -67,20 +67,23 @@ class ConnectedGroup:
                 when each computes with ``torch.get_num_threads()`` threads.
         """
         if num_threads is None:
-            num_cores = len(os.sched_getaffinity(0)) // self._num_ranks_on_host
+            num_cores = len(os.sched_getaffinity(0)) // self._count_ranks_on_host()
             num_threads = max(1, num_cores - torch.get_num_threads())
         if num_threads not in self._threads:
             self._threads[num_threads] = _C.ThreadPool(num_threads)
         return self._threads[num_threads]
 
-    @functools.cached_property
-    def _num_ranks_on_host(self) -> int:
-        if self._store is None:
-            return 1
-        host = socket.gethostname()
-        self._store.set(f"host/{self.rank}", host)
-        hosts = [self._store.get(f"host/{rank}").decode() for rank in range(self.world_size)]
-        return hosts.count(host)
+    def _count_ranks_on_host(self) -> int:
+        # Not functools.cached_property: up to Python 3.11 its lock is one for all groups.
+        if self._num_ranks_on_host == 0:
+            host = socket.gethostname()
+            hosts = [host]
+            if self._store is not None:
+                self._store.set(f"host/{self.rank}", host)
+                keys = [f"host/{rank}" for rank in range(self.world_size)]
+                hosts = [self._store.get(key).decode() for key in keys]
+            self._num_ranks_on_host = hosts.count(host)
+        return self._num_ranks_on_host
 
     def check_agreement(self, settings: dict[str, str]) -> None:
         """Compare ``settings`` between all ranks, before any data flows.
