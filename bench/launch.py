@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,6 +78,20 @@ def is_rank() -> bool:
     return "RANK" in os.environ
 
 
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Let SIGTERM end this process by an exception: its default action would leave the ranks."""
+    is_free = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if not is_free or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def run_ranks(
     link: ShapedLink | Loopback, program: str, settings: dict[str, Any], timeout_seconds: float
 ) -> list[dict[str, Any]]:
@@ -86,7 +101,7 @@ def run_ranks(
         RanksFailedError: if a rank fails, or they take longer than ``timeout_seconds``.
     """
     meeting = link.environment(0)
-    with tempfile.TemporaryDirectory(prefix="fastcomm-bench-") as folder:
+    with _sigterm_raises(), tempfile.TemporaryDirectory(prefix="fastcomm-bench-") as folder:
         output = Path(folder) / "rows.json"
         text = json.dumps({**settings, "output": str(output)})
         errors = [Path(folder) / f"rank{rank}.txt" for rank in range(link.world_size)]

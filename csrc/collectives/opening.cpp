@@ -8,7 +8,7 @@
 namespace fastcomm {
 namespace {
 
-constexpr int64_t kMostExtraBytes = 48 * 1024;
+constexpr int64_t kMostExtraBytes = 100 * 1024;
 // Of two ranks, which send the same either way: slices of larger ones overlap instead.
 constexpr int64_t kLargestPayload = 256 * 1024;
 
