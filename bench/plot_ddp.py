@@ -15,7 +15,7 @@ from plot_style import GREY, Row, distinct, method_label, method_styles, select
 _PANEL_HEIGHT, _AROUND_HEIGHT = 3.1, 0.9  # inches
 _DASHED, _DOTTED = (0, (3, 2)), (0, (1, 1.5))
 # Where the unshaped point stands: so many times the highest rate.
-_UNSHAPED_STEP = 2.5
+_UNSHAPED_STEP = 4
 
 
 def ddp_height(rows: list[Row]) -> float:
