@@ -122,7 +122,9 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         with network(world_size, rate) as link:
             measured = "over loopback"
             if isinstance(link, ShapedLink):
-                measured = f"a plain stream reaches {link.measure_rate() / 1e6:.1f} Mbit/s"
+                stream = link.measure_rate() / 1e6
+                control = link.congestion_control()
+                measured = f"a plain stream ({control}) reaches {stream:.1f} Mbit/s"
             note(f"\n{world_size} ranks, {rate or 'unshaped'}: {measured}")
             settings = {
                 "sizes": arguments.sizes,

@@ -38,6 +38,12 @@ _INTERFACE = "link0"
 _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 _RATE_UNITS = {"bit": 1, "kbit": 10**3, "mbit": 10**6, "gbit": 10**9}
 _LARGEST_PACKET_BYTES = 65536  # that a host hands to its NIC
+# cubic is what most hosts have; where namespaces may not use it, reno is the nearest. bbr, the
+# default of some, takes seldom small messages for a slow link, and sends at that rate.
+_CONGESTION_CONTROL = "/proc/sys/net/ipv4/tcp_congestion_control"
+_CHOOSE_CONGESTION_CONTROL = (
+    f"echo cubic > {_CONGESTION_CONTROL} || echo reno > {_CONGESTION_CONTROL}"
+)
 _serial_numbers = itertools.count()
 _open_names: set[str] = set()
 
@@ -133,6 +139,10 @@ class ShapedLink:
             "NCCL_SOCKET_IFNAME": self.interface(rank),
         }
 
+    def congestion_control(self) -> str:
+        """Return how TCP over this link finds its rate: cubic, reno, …"""
+        return _run([*self.command_prefix(0), "cat", _CONGESTION_CONTROL]).strip()
+
     def tx_bytes(self, rank: int) -> int:
         """Bytes this rank's interface has sent, frame headers included."""
         return self._counter(rank, "tx")
@@ -166,6 +176,7 @@ class ShapedLink:
         for rank, name in enumerate(self._namespaces):
             address = f"addr add {self.address(rank)}/16 dev {_INTERFACE}"
             _batch(["ip", "-n", name], ["link set lo up", address, f"link set {_INTERFACE} up"])
+            _run([*self.command_prefix(rank), "sh", "-c", _CHOOSE_CONGESTION_CONTROL], check=False)
         if self.bits_per_second is not None:
             shape = self._token_bucket(self.bits_per_second)
             for rank, name in enumerate(self._namespaces):
