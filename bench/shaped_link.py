@@ -140,7 +140,7 @@ class ShapedLink:
         }
 
     def congestion_control(self) -> str:
-        """Return how TCP over this link finds its rate: cubic, reno, …"""
+        """Return the name of how TCP finds its rate over this link."""
         return _run([*self.command_prefix(0), "cat", _CONGESTION_CONTROL]).strip()
 
     def tx_bytes(self, rank: int) -> int:
