@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import allreduce_ranks
-from allreduce_tables import note, print_crash, print_scaling, print_table
-from launch import Loopback, RanksFailedError, is_rank, network, run_ranks
+from allreduce_tables import print_crash, print_scaling, print_table
+from launch import Loopback, RanksFailedError, is_rank, network, parse_rates, run_ranks
 from measure import facts
 from methods import FRAGILE, PEER_GROUPS, PEERS
 from shaped_link import ShapedLink
+from tables import note
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
@@ -48,11 +49,6 @@ def parse_sizes(text: str) -> list[int]:
             sizes.append(size)
             size *= 4
     return sizes
-
-
-def parse_rates(text: str) -> list[str | None]:
-    """Return the rates of "none,1gbit"; None is unshaped."""
-    return [None if rate == "none" else rate for rate in text.split(",")]
 
 
 def parse_peers(text: str) -> list[str]:
@@ -114,6 +110,18 @@ def measure_network(
     return rows
 
 
+def settings_of(arguments: argparse.Namespace, bits_per_second: int | None) -> dict[str, Any]:
+    """Return what the ranks need to know, but for the methods."""
+    return {
+        "sizes": arguments.sizes,
+        "algorithm": arguments.algorithm,
+        "bits_per_second": bits_per_second,
+        "seconds_per_size": arguments.seconds,
+        "fewest": arguments.fewest,
+        "most": arguments.most,
+    }
+
+
 def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure every number of ranks over every network."""
     methods = [*arguments.peers, *arguments.codec]
@@ -126,14 +134,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 control = link.congestion_control()
                 measured = f"a plain stream ({control}) reaches {stream:.1f} Mbit/s"
             note(f"\n{world_size} ranks, {rate or 'unshaped'}: {measured}")
-            settings = {
-                "sizes": arguments.sizes,
-                "algorithm": arguments.algorithm,
-                "bits_per_second": link.bits_per_second,
-                "seconds_per_size": arguments.seconds,
-                "fewest": arguments.fewest,
-                "most": arguments.most,
-            }
+            settings = settings_of(arguments, link.bits_per_second)
             found = measure_network(link, methods, settings, arguments.timeout)
         print_table([row for row in found if row["benchmark"] == "allreduce"])
         rows += found
@@ -143,16 +144,8 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 def run_under_torchrun(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure as one of the ranks that torchrun started; only rank 0 returns rows."""
-    settings = {
-        "methods": [*arguments.peers, *arguments.codec],
-        "sizes": arguments.sizes,
-        "algorithm": arguments.algorithm,
-        "bits_per_second": None,
-        "seconds_per_size": arguments.seconds,
-        "fewest": arguments.fewest,
-        "most": arguments.most,
-    }
-    rows = allreduce_ranks.measure(settings)
+    methods = [*arguments.peers, *arguments.codec]
+    rows = allreduce_ranks.measure({**settings_of(arguments, None), "methods": methods})
     if os.environ["RANK"] != "0":
         return []
     print_table(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -12,16 +13,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ddp_steps import all_identical, slowest
 from fastcomm import _C
 from fastcomm.reduce import measurements
 from launch import write_rows
 from measure import median, spread
 from methods import PEERS, SUMS, Compressed, Synchronize, make_peer, peer_wire_bytes
+from rank_checks import KnownGradients, all_identical, slowest
 
-# Gradients repeat after so many elements (a prime: no block or slice sees the same twice), which
-# makes the exact average cheap to know on every rank.
-_PERIOD = 1_000_003
 # Several calls in a row are timed together, until they take about so long.
 _TIMED_SECONDS = 0.01
 _MOST_CALLS = 16
@@ -58,30 +56,6 @@ class AllReduceRow:
     identical: bool
 
 
-class Gradients:
-    """Known gradients of every rank, and their exact average."""
-
-    def __init__(self, rank: int, world_size: int, most_elements: int) -> None:
-        base = torch.randn(_PERIOD, generator=torch.Generator().manual_seed(0))
-        shifted = [base.roll(r * 1009) for r in range(world_size)]
-        self.average = torch.stack(shifted).double().mean(0)
-        repeats = -(-most_elements // _PERIOD)
-        self.mine = shifted[rank].repeat(repeats)[:most_elements].clone()
-
-    def relative_error(self, result: torch.Tensor) -> float:
-        """Return the norm of result - average over the norm of the average."""
-        error = norm = 0.0
-        for piece in torch.split(result, _PERIOD):
-            expected = self.average[: piece.numel()]
-            error += float((piece.double() - expected).square().sum())
-            norm += float(expected.square().sum())
-        return float((error / norm) ** 0.5)
-
-    def expected(self, begin: int, end: int) -> torch.Tensor:
-        """Return the average's elements begin .. end."""
-        return self.average[torch.arange(begin, end) % _PERIOD]
-
-
 class Measured:
     """A method, and what was seen of it at one size."""
 
@@ -91,7 +65,7 @@ class Measured:
         self.num_calls = 1
         self.seconds: list[float] = []
 
-    def run(self, buffers: list[torch.Tensor], gradients: Gradients, num_calls: int) -> float:
+    def run(self, buffers: list[torch.Tensor], gradients: KnownGradients, num_calls: int) -> float:
         """Synchronize so many fresh buffers one after another; return the seconds per call."""
         for buffer in buffers[:num_calls]:
             buffer.copy_(gradients.mine[: buffer.numel()])
@@ -104,8 +78,14 @@ class Measured:
         return (time.perf_counter() - start) / num_calls
 
 
+def relative_error(result: torch.Tensor, gradients: KnownGradients) -> float:
+    """Return the norm of result - average over the norm of the average."""
+    error, norm = gradients.squared_error(result)
+    return math.sqrt(error / norm)
+
+
 def conservation_error(
-    result: torch.Tensor, residual: torch.Tensor | None, gradients: Gradients
+    result: torch.Tensor, residual: torch.Tensor | None, gradients: KnownGradients
 ) -> float | None:
     """Return how far delivered + residuals is from the gradients, over the gradients' norm."""
     if residual is None:
@@ -116,14 +96,14 @@ def conservation_error(
         end = min(n, begin + _CHECKED_ELEMENTS)
         left_out = residual[begin:end].double()
         dist.all_reduce(left_out)
-        expected = gradients.expected(begin, end)
+        expected = gradients.average[torch.arange(begin, end) % len(gradients.average)]
         delivered = result[begin:end].double() + left_out / dist.get_world_size()
         worst = max(worst, float((delivered - expected).norm() / expected.norm()))
     return worst
 
 
 def measure_size(
-    num_elements: int, methods: list[Measured], gradients: Gradients, settings: dict[str, Any]
+    num_elements: int, methods: list[Measured], gradients: KnownGradients, settings: dict[str, Any]
 ) -> list[AllReduceRow]:
     """Measure all methods at one size; the methods take turns."""
     buffers = [torch.empty(num_elements)]
@@ -158,7 +138,7 @@ def measure_size(
                 "identical": all_identical([result]),
                 "relative_error": None
                 if method.name.startswith("powersgd")
-                else gradients.relative_error(result),
+                else relative_error(result, gradients),
                 "conservation_error": conservation_error(
                     result, method.synchronize.residual(num_elements), gradients
                 )
@@ -222,7 +202,7 @@ def measure(settings: dict[str, Any]) -> list[dict[str, Any]]:
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
     sizes = [size // 4 for size in settings["sizes"]]
-    gradients = Gradients(dist.get_rank(), dist.get_world_size(), max(sizes))
+    gradients = KnownGradients(dist.get_rank(), dist.get_world_size(), max(sizes))
     residual = _C.streamed_zeros(max(sizes))  # as the hook has it
     methods = [
         Measured(

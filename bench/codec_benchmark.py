@@ -24,10 +24,11 @@ import fastcomm
 from buffers import BufferPool
 from codec_checks import Candidate
 from codec_speed import CodecRow, candidates, default_codecs, measure_codec
-from codec_tables import note, print_codecs, print_int8, print_topk
+from codec_tables import print_codecs, print_int8, print_topk
 from fastcomm import _C
 from int8_rivals import Int8Row, measure_int8
 from measure import facts, restart_with_sleeping_threads
+from tables import note
 from topk_rivals import INPUTS, TopKRow, gaussian, measure_topk
 
 Row: TypeAlias = CodecRow | TopKRow | Int8Row

@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from codec_checks import NO_ORACLE
 from codec_speed import CodecRow
 from int8_rivals import Int8Row
 from measure import median
+from tables import console, empty_table
 from topk_rivals import TopKRow
-
-# Wide enough for every table: what a narrow terminal wraps can still be read, what is cut can not.
-_console = Console(width=max(Console().width, 130), highlight=False)
-
-
-def note(text: str) -> None:
-    """Print a line of explanation."""
-    _console.print(text, soft_wrap=True)
-
-
-def _table(title: str, names: list[str], numbers: list[str]) -> Table:
-    """Return an empty table; the columns of numbers come last."""
-    table = Table(title=f"\n{title}", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    for name in names:
-        table.add_column(name, no_wrap=True)
-    for number in numbers:
-        table.add_column(number, justify="right", no_wrap=True)
-    return table
 
 
 def _verdict(is_correct: bool, text: str = "yes") -> Text:
@@ -46,7 +26,7 @@ def print_codecs(rows: list[CodecRow]) -> None:
     first = rows[0]
     add = median([row.add_bytes_per_second for row in rows])
     copy = median([row.stream_copy_bytes_per_second for row in rows])
-    table = _table(
+    table = empty_table(
         f"{first.isa}, {_circumstances(first)}, {first.dtype}\n"
         f"b += a {add / 1e9:.2f} GB/s, streaming copy {copy / 1e9:.2f} GB/s",
         ["codec", "operation"],
@@ -76,13 +56,13 @@ def print_codecs(rows: list[CodecRow]) -> None:
             f"{row.kernel_ratio_to_add:.2f}",
             _verdict(row.correct, NO_ORACLE if row.oracle == NO_ORACLE else "oracle"),
         )
-    _console.print(table)
+    console.print(table)
 
 
 def print_topk(rows: list[TopKRow]) -> None:
     """Print the rows of one instruction set and number of threads."""
     first = rows[0]
-    table = _table(
+    table = empty_table(
         f"Top-k, {first.isa}, {_circumstances(first)}\n"
         "encode with error feedback, and what others take for the selection alone",
         ["codec", "gradient"],
@@ -105,13 +85,13 @@ def print_topk(rows: list[TopKRow]) -> None:
             f"{row.energy_ratio:.4f}",
             _verdict(row.correct),
         )
-    _console.print(table)
+    console.print(table)
 
 
 def print_int8(rows: list[Int8Row]) -> None:
     """Print the rows of one instruction set and number of threads."""
     first = rows[0]
-    table = _table(
+    table = empty_table(
         f"int8 encode with error feedback, {first.isa}, {_circumstances(first)}",
         ["written in"],
         ["ms", "spread %", "time / fastcomm", "/ b += a", "correct"],
@@ -125,4 +105,4 @@ def print_int8(rows: list[Int8Row]) -> None:
             f"{row.ratio_to_add:.2f}",
             _verdict(row.correct),
         )
-    _console.print(table)
+    console.print(table)

@@ -9,10 +9,10 @@ from typing import Any
 
 import fastcomm
 from ddp_models import BACKWARD_SECONDS, MODELS
-from ddp_results import note
-from launch import is_rank
+from launch import is_rank, parse_rates
 from methods import FRAGILE, PEER_GROUPS, PEERS
-from shaped_link import can_shape, parse_rate
+from shaped_link import can_shape
+from tables import note
 
 Settings = dict[str, Any]
 
@@ -34,17 +34,6 @@ def parse_methods(text: str) -> list[str]:
                 raise argparse.ArgumentTypeError(str(error)) from None
         methods += names
     return methods
-
-
-def parse_rates(text: str) -> list[str | None]:
-    """Return the rates of a list on the command line; None: unshaped."""
-    rates = [None if rate == "none" else rate for rate in text.split(",")]
-    for rate in rates:
-        try:
-            parse_rate(rate or "1gbit")
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-    return rates
 
 
 def parse_models(text: str) -> list[str]:

@@ -15,8 +15,9 @@ import torch
 import torch.distributed as dist
 
 from ddp_models import Gradients, model_shapes
-from ddp_steps import GivenStep, slowest
+from ddp_steps import GivenStep
 from launch import write_rows
+from rank_checks import slowest
 
 _FIRST_STEPS = 2  # with one bucket for the whole model, and with new buckets
 _STEADY_STEPS = 3

@@ -21,6 +21,7 @@ from torch import nn
 sys.path.append(str(Path(__file__).resolve().parent.parent / "examples"))
 from mnist_data import ShardedBatches, find_mnist, load_mnist
 from mnist_ddp import MnistCnn
+from rank_checks import KnownGradients
 
 Shape = tuple[int, ...]
 
@@ -99,32 +100,23 @@ class Gradients:
     parameter is all the memory they need, and that parameters differ as those of real models do.
     """
 
-    # Random numbers repeat after so many (a prime: no block or slice sees the same twice).
-    _PERIOD = 1_000_003
-
     def __init__(self, shapes: list[Shape], rank: int, world_size: int) -> None:
-        most = max(math.prod(shape) for shape in shapes)
-        period = min(self._PERIOD, most)
-        base = torch.randn(period, generator=torch.Generator().manual_seed(0))
-        shifted = [base.roll(r * 1009) for r in range(world_size)]
-        self._average = torch.stack(shifted).double().mean(0)
-        self._mine = shifted[rank].repeat(-(-most // period))[:most].clone()
+        self._known = KnownGradients(rank, world_size, max(math.prod(shape) for shape in shapes))
         powers = torch.rand(len(shapes), generator=torch.Generator().manual_seed(1)) * 4 - 2
         self._scales = [float(scale) for scale in powers.exp2()]
 
     def write(self, index: int, out: torch.Tensor) -> torch.Tensor:
         """Write this rank's gradient of a parameter to ``out``; return it."""
-        mine = self._mine[: out.numel()].view(out.shape)
+        mine = self._known.mine[: out.numel()].view(out.shape)
         return torch.mul(mine, self._scales[index], out=out)
 
     def relative_error(self, results: list[torch.Tensor]) -> float:
         """Return the norm of results - averages over the norm of the averages."""
         error = norm = 0.0
         for result, scale in zip(results, self._scales, strict=True):
-            for piece in torch.split(result.flatten(), len(self._average)):
-                expected = self._average[: piece.numel()] * scale
-                error += float((piece.double() - expected).square().sum())
-                norm += float(expected.square().sum())
+            of_result = self._known.squared_error(result, scale)
+            error += of_result[0]
+            norm += of_result[1]
         return math.sqrt(error / norm)
 
 

@@ -15,10 +15,11 @@ import torch.distributed as dist
 
 from ddp_models import Gradients, Shape, model_shapes
 from ddp_results import DdpRow, hidden_ratio
-from ddp_steps import GivenStep, MnistStep, all_identical, slowest
+from ddp_steps import GivenStep, MnistStep
 from launch import write_rows
 from measure import median, spread
 from methods import peer_wire_bytes
+from rank_checks import all_identical, slowest
 
 # DDP rebuilds its buckets in the second step; then PowerSGD has steps of its own to begin with.
 _WARMUP_STEPS = 2

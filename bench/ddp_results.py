@@ -6,15 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
+from tables import console, empty_table, note, number_text, rate_text
 
 # Communication, or computation, below this fraction of a step is too little to speak of hiding it.
 _NEGLIGIBLE = 0.01
-
-# Wide enough for every table: what a narrow terminal wraps can still be read, what is cut can not.
-_console = Console(width=max(Console().width, 130), highlight=False)
 
 
 @dataclass(frozen=True)
@@ -105,13 +100,6 @@ def hidden_ratio(step: float, compute: float, communication: float) -> float | N
     return min(1.0, max(0.0, 1 - (step - compute) / communication))
 
 
-def rate_text(rate: float | None) -> str:
-    """Return a rate in bits per second for people."""
-    if rate is None:
-        return "unshaped"
-    return f"{rate / 1e9:.3g} Gbit/s" if rate >= 1e9 else f"{rate / 1e6:.3g} Mbit/s"
-
-
 def when_it_pays(speedups: Sequence[tuple[float | None, float]]) -> str:
     """Say at which rates a method is faster than plain DDP.
 
@@ -139,23 +127,6 @@ def when_it_pays(speedups: Sequence[tuple[float | None, float]]) -> str:
     return f"pays below {rate_text(below * (above / below) ** share)}"
 
 
-def note(text: str) -> None:
-    """Print a line of explanation."""
-    _console.print(text, soft_wrap=True)
-
-
-def _table(title: str, numbers: Sequence[str]) -> Table:
-    table = Table(title=f"\n{title}", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    table.add_column("\nmethod", no_wrap=True)
-    for number in numbers:
-        table.add_column(number, justify="right", no_wrap=True)
-    return table
-
-
-def _number(value: float | None, form: str, factor: float = 1) -> str:
-    return "" if value is None else format(value * factor, form)
-
-
 def print_steps(rows: list[DdpRow]) -> None:
     """Print the rows of one model at one rate, and below the table what failed."""
     first = rows[0]
@@ -176,37 +147,38 @@ def print_steps(rows: list[DdpRow]) -> None:
         ),
         *("wire\nMB", "ideal\nwire ms", "step /\nbound", "relative\nerror", "\ncorrect"),
     )
-    table = _table(title, columns)
+    table = empty_table(title, ["\nmethod"], columns)
     for row in rows:
         if row.failure is not None:
             table.add_row(row.method, "[bold red]failed[/]")
             continue
         table.add_row(
             row.method,
-            _number(row.seconds_step_median, ".1f", 1e3),
-            _number(row.seconds_step_min, ".1f", 1e3),
-            _number(row.spread_ratio, ".0f", 100),
-            _number(row.seconds_communication, ".1f", 1e3),
-            _number(row.hidden_ratio, ".0f", 100),
-            _number(row.speedup_over_none, ".2f"),
-            _number(row.wire_bytes_per_step, ".2f", 1e-6),
-            _number(row.ideal_wire_seconds, ".1f", 1e3),
-            _number(row.ratio_to_bound, ".2f"),
-            _number(row.relative_error, ".1e"),
+            number_text(row.seconds_step_median, ".1f", 1e3),
+            number_text(row.seconds_step_min, ".1f", 1e3),
+            number_text(row.spread_ratio, ".0f", 100),
+            number_text(row.seconds_communication, ".1f", 1e3),
+            number_text(row.hidden_ratio, ".0f", 100),
+            number_text(row.speedup_over_none, ".2f"),
+            number_text(row.wire_bytes_per_step, ".2f", 1e-6),
+            number_text(row.ideal_wire_seconds, ".1f", 1e3),
+            number_text(row.ratio_to_bound, ".2f"),
+            number_text(row.relative_error, ".1e"),
             "[bold red]WRONG[/]" if is_wrong(row) else "yes",
         )
-    _console.print(table)
+    console.print(table)
     for row in rows:
         if row.failure is not None:
-            _console.print(f"{row.method} failed: {row.failure}", markup=False, soft_wrap=True)
+            console.print(f"{row.method} failed: {row.failure}", markup=False, soft_wrap=True)
 
 
 def print_memory(rows: list[MemoryRow]) -> None:
     """Print the rows of one model."""
     first = rows[0]
-    table = _table(
+    table = empty_table(
         f"{first.model}, {first.gradient_bytes / 1e6:.4g} MB of gradients, "
         f"{first.world_size} ranks",
+        ["\nmethod"],
         (
             *("peak beyond\nplain DDP's, MB", "/ gradient\nbytes"),
             *("after the first\nsteps, MB", "/ gradient\nbytes"),
@@ -218,15 +190,15 @@ def print_memory(rows: list[MemoryRow]) -> None:
             continue
         table.add_row(
             row.method,
-            _number(row.extra_peak_bytes, ".1f", 1e-6),
-            _number(row.extra_peak_ratio, ".2f"),
-            _number(row.extra_steady_bytes, ".1f", 1e-6),
-            _number(row.extra_steady_ratio, ".2f"),
+            number_text(row.extra_peak_bytes, ".1f", 1e-6),
+            number_text(row.extra_peak_ratio, ".2f"),
+            number_text(row.extra_steady_bytes, ".1f", 1e-6),
+            number_text(row.extra_steady_ratio, ".2f"),
         )
-    _console.print(table)
+    console.print(table)
     for row in rows:
         if row.failure is not None:
-            _console.print(f"{row.method} failed: {row.failure}", markup=False, soft_wrap=True)
+            console.print(f"{row.method} failed: {row.failure}", markup=False, soft_wrap=True)
 
 
 def print_when_it_pays(rows: list[DdpRow]) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-import zlib
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -102,20 +100,3 @@ class MnistStep:
             loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return time.perf_counter() - start
-
-
-def slowest(seconds: list[float]) -> list[float]:
-    """Return, for each value, the largest of all ranks."""
-    values = torch.tensor(seconds, dtype=torch.float64)
-    dist.all_reduce(values, op=dist.ReduceOp.MAX)
-    return [float(value) for value in values]
-
-
-def all_identical(gradients: list[torch.Tensor]) -> bool:
-    """Return whether all ranks hold the same bits."""
-    checksum = 0
-    for gradient in gradients:
-        checksum = zlib.crc32(gradient.contiguous().numpy().data, checksum)
-    checksums: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(checksums, checksum)
-    return len(set(checksums)) == 1

@@ -10,6 +10,7 @@ runs there::
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -24,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from shaped_link import ShapedLink, can_shape
+from shaped_link import ShapedLink, can_shape, parse_rate
 
 _FOLDER = Path(__file__).resolve().parent
 
@@ -54,6 +55,17 @@ class Loopback:
             "MASTER_PORT": str(port),
             "GLOO_SOCKET_IFNAME": "lo",
         }
+
+
+def parse_rates(text: str) -> list[str | None]:
+    """Return the rates of a list on the command line; None: unshaped."""
+    rates = [None if rate == "none" else rate for rate in text.split(",")]
+    for rate in rates:
+        try:
+            parse_rate(rate or "1gbit")
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+    return rates
 
 
 @contextmanager

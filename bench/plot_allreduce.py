@@ -9,6 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from plot_style import GREY, Row, distinct, method_label, method_styles, select
+from tables import rate_text
 
 _PANEL_HEIGHT, _AROUND_HEIGHT = 2.6, 0.9  # inches
 _DASHED = (0, (3, 2))
@@ -33,7 +34,7 @@ def draw_allreduce(figure: SubFigure, rows: list[Row]) -> None:
             panel = axes[line, column]
             chosen = select(rows, rate_bits_per_second=rate, world_size=world_size)
             _draw_methods(panel, chosen, styles)
-            panel.set_title(f"{world_size} ranks, {_rate_name(rate)}", loc="left")
+            panel.set_title(f"{world_size} ranks, {rate_text(rate)}", loc="left")
             panel.tick_params("x", labelbottom=line == len(rates) - 1)
         axes[line, 0].set_ylabel("busbw, MB/s (logarithmic)")
     for panel in axes[-1]:
@@ -45,10 +46,6 @@ def draw_allreduce(figure: SubFigure, rows: list[Row]) -> None:
     label = "ideal: the method's bytes at the link's rate"
     handles.append(Line2D([], [], color=GREY, linewidth=1, linestyle=_DASHED, label=label))
     figure.legend(handles=handles, loc="outside lower center", ncols=5)
-
-
-def _rate_name(bits_per_second: int | None) -> str:
-    return "unshaped" if bits_per_second is None else f"{bits_per_second / 1e9:g} Gbit/s"
 
 
 def _draw_methods(panel: Axes, rows: list[Row], styles: dict[str, tuple[str, str]]) -> None:
