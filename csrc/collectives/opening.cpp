@@ -1,6 +1,7 @@
 #include "collectives/opening.h"
 
 #include <algorithm>
+#include <array>
 #include <string>
 
 #include "core/check.h"
@@ -44,9 +45,9 @@ int64_t Openings::opening_bytes() const {
 }
 
 bool Openings::carries_payload(const Exchange& exchange, const Schedule& schedule) const {
-  const int64_t payload_bytes = exchange.payload_bytes({0, exchange.shape().num_elements});
   return schedule.run == gather_all_reduce && transport_.takes_shorter_messages() &&
-         payload_bytes <= largest_opening_payload(transport_.world_size());
+         exchange.payload_bytes({0, exchange.shape().num_elements}) <=
+             largest_opening_payload(transport_.world_size());
 }
 
 std::span<std::byte> Openings::received(int rank) {

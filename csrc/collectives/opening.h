@@ -16,7 +16,6 @@
 // lets them wait: a message that finds its receive waiting is not delayed by telling the sender to
 // go on.
 
-#include <array>
 #include <memory>
 #include <span>
 #include <vector>
