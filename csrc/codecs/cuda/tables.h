@@ -1,0 +1,50 @@
+#pragma once
+// Small tables (the pieces of a bucket, lists of payloads) in device memory.
+//
+// Training asks for the same tables at every step: each is uploaded once and then found by its
+// contents, so that a step copies nothing and can be captured in a CUDA graph.
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "core/cuda.h"
+
+namespace fastcomm {
+
+class DeviceTables {
+ public:
+  // Returns `rows` in device memory, to be used by what is enqueued on `stream` from now on.
+  template <class Row>
+  const Row* upload(const DeviceAllocate& allocate, cudaStream_t stream,
+                    std::span<const Row> rows) {
+    return reinterpret_cast<const Row*>(upload_bytes(allocate, stream, std::as_bytes(rows)));
+  }
+
+ private:
+  // Layouts change when DDP rebuilds its buckets, and callers may come with ever new memory.
+  static constexpr size_t kMostTables = 4096;
+
+  const std::byte* upload_bytes(const DeviceAllocate& allocate, cudaStream_t stream,
+                                std::span<const std::byte> bytes) {
+    std::vector<std::byte> key(bytes.begin(), bytes.end());
+    const auto found = tables_.find(key);
+    if (found != tables_.end()) return found->second.get();
+    if (tables_.size() >= kMostTables) {
+      FASTCOMM_CUDA_CHECK(cudaStreamSynchronize(stream));  // they may be in use
+      tables_.clear();
+    }
+    const std::shared_ptr<std::byte> table = allocate(static_cast<int64_t>(bytes.size()));
+    // From pageable memory: the bytes have been read when this returns.
+    FASTCOMM_CUDA_CHECK(
+        cudaMemcpyAsync(table.get(), bytes.data(), bytes.size(), cudaMemcpyHostToDevice, stream));
+    tables_.emplace(std::move(key), table);
+    return table.get();
+  }
+
+  std::map<std::vector<std::byte>, std::shared_ptr<std::byte>> tables_;
+};
+
+}  // namespace fastcomm

@@ -1,0 +1,33 @@
+#pragma once
+// The top-k codec on a GPU: the sections of sparse/topk.h, byte for byte.
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "codecs/cuda/tables.h"
+#include "codecs/sparse/pieces.h"
+#include "codecs/sparse/topk.h"
+#include "core/cuda.h"
+
+namespace fastcomm {
+
+struct CudaWorkspace;
+
+// Buffers of a selection, kept from call to call so that a step allocates nothing. All calls only
+// enqueue work on the workspace's stream; all pointers are to device memory.
+class CudaTopK {
+ public:
+  // As TopKEncoder::encode. Entries of a malformed received section that would lead out of bounds
+  // are ignored.
+  void encode(CudaWorkspace& workspace, DType dtype, std::span<const TopKPiece> pieces, int64_t k,
+              std::span<const std::byte* const> received, std::byte* section);
+
+  // As TopKDecoder::decode.
+  void decode(CudaWorkspace& workspace, DType dtype, std::span<const TopKDecoder::OutPiece> pieces,
+              int64_t k, float factor, std::span<const std::byte* const> sections);
+
+ private:
+};
+
+}  // namespace fastcomm

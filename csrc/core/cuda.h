@@ -1,0 +1,85 @@
+#pragma once
+// What host code needs of CUDA's runtime: checked calls, launches, and memory that grows.
+// Only files that are compiled where CUDA is (FASTCOMM_CUDA) include this.
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+
+#include "core/check.h"
+
+namespace fastcomm {
+
+class CudaError : public Error {
+ public:
+  using Error::Error;
+};
+
+}  // namespace fastcomm
+
+#define FASTCOMM_CUDA_CHECK(call)                                                 \
+  do {                                                                            \
+    const cudaError_t fastcomm_error = (call);                                    \
+    if (fastcomm_error != cudaSuccess) {                                          \
+      FASTCOMM_THROW(::fastcomm::CudaError,                                       \
+                     #call << " failed: " << cudaGetErrorString(fastcomm_error)); \
+    }                                                                             \
+  } while (false)
+
+namespace fastcomm {
+
+// Enqueues kernel(arguments...) with blocks of `num_threads` threads.
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), int64_t num_blocks, int num_threads, cudaStream_t stream,
+            Arguments&&... arguments) {
+  cudaLaunchConfig_t config{};
+  config.gridDim.x = static_cast<unsigned>(num_blocks);
+  config.blockDim.x = static_cast<unsigned>(num_threads);
+  config.stream = stream;
+  FASTCOMM_CUDA_CHECK(
+      cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
+}
+
+// As many blocks as the current device runs at the same time: for kernels that walk their work.
+template <class Kernel>
+int64_t num_resident_blocks(Kernel kernel, int num_threads) {
+  int device = 0;
+  int num_multiprocessors = 0;
+  int blocks = 0;
+  FASTCOMM_CUDA_CHECK(cudaGetDevice(&device));
+  FASTCOMM_CUDA_CHECK(cudaDeviceGetAttribute(&num_multiprocessors,
+                                             cudaDevAttrMultiProcessorCount, device));
+  FASTCOMM_CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, num_threads, 0));
+  return int64_t{num_multiprocessors} * (blocks > 0 ? blocks : 1);
+}
+
+// Returns device memory (aligned to 256 bytes) that is given back with the last reference.
+using DeviceAllocate = std::function<std::shared_ptr<std::byte>(int64_t bytes)>;
+
+// Device memory that is kept from call to call and only ever grows, so that a step allocates
+// nothing. What it held is lost when it grows.
+class DeviceBuffer {
+ public:
+  std::byte* reserve(const DeviceAllocate& allocate, int64_t bytes) {
+    if (bytes > bytes_) {
+      memory_ = nullptr;
+      memory_ = allocate(bytes);
+      bytes_ = bytes;
+    }
+    return memory_.get();
+  }
+  template <class T>
+  T* reserve_array(const DeviceAllocate& allocate, int64_t count) {
+    return reinterpret_cast<T*>(reserve(allocate, count * static_cast<int64_t>(sizeof(T))));
+  }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  std::shared_ptr<std::byte> memory_;
+  int64_t bytes_ = 0;
+};
+
+}  // namespace fastcomm
