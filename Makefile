@@ -23,11 +23,12 @@ FUZZ_SECONDS ?= 300
 VENV := .venv
 BIN := $(VENV)/bin
 NATIVE_SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc -type f)
-CPP_FILES = $(shell find csrc tests/cpp tests/fuzz -name '*.h' -o -name '*.cpp' -o -name '*.inl')
+CPP_FILES = $(shell find csrc tests/cpp tests/cuda_emulation tests/fuzz -name '*.h' -o -name '*.cpp' \
+  -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-cpp test-python fuzz bench lint format clean
+.PHONY: help demo test test-cpp test-python cuda-check fuzz bench lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -47,6 +48,21 @@ test-cpp: $(VENV)/.with-test  ## the C++ tests (built without torch)
 test-python: $(VENV)/.with-test  ## the Python tests
 	$(BIN)/python -m pytest
 
+# Where nvcc is: on the PATH, or where its installer puts it.
+NVCC := $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
+
+cuda-check: $(VENV)/.with-test  ## compile and link the CUDA kernels, without a GPU or torch; spilled registers are errors
+ifeq ($(NVCC),)
+	@echo "there is no nvcc: the CUDA kernels were not compiled (make test runs them in an emulation)"
+else
+	$(BIN)/cmake -S . -B build/cuda -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
+	  -DFASTCOMM_PYTHON=OFF -DFASTCOMM_TESTS=ON -DFASTCOMM_CUDA=ON -DCMAKE_CUDA_COMPILER=$(NVCC) \
+	  "-DCMAKE_CUDA_FLAGS=-Xptxas=-v -Werror=all-warnings"
+	$(BIN)/cmake --build build/cuda --target clean
+	$(BIN)/cmake --build build/cuda --target fastcomm_cuda_tests > build/cuda/kernels.log || (cat build/cuda/kernels.log; exit 1)
+	$(BIN)/python cmake/kernel_report.py build/cuda/kernels.log
+endif
+
 fuzz: $(VENV)/.with-test  ## damaged payloads against the decoders, with clang; FUZZ_SECONDS= FUZZ_CXX=
 	$(BIN)/cmake -S . -B build/fuzz -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
 	  -DCMAKE_CXX_COMPILER=$(FUZZ_CXX) -DFASTCOMM_PYTHON=OFF -DFASTCOMM_FUZZ=ON
@@ -64,13 +80,13 @@ lint: $(VENV)/.with-demo,lint,test  ## check style and types of Python and C++
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	@echo clang-format --dry-run -Werror csrc tests/cpp tests/fuzz
+	@echo clang-format --dry-run -Werror csrc tests
 	@$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
 
 format: $(VENV)/.with-demo,lint,test  ## format Python and C++, fix what can be fixed
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
-	@echo clang-format -i csrc tests/cpp tests/fuzz
+	@echo clang-format -i csrc tests
 	@$(BIN)/clang-format -i $(CPP_FILES)
 
 clean:  ## remove .venv and everything that was built

@@ -1,6 +1,7 @@
 # Asks the installed torch where it is and how it was built, and checks that a module built here
 # can exchange Python objects with it. Sets TORCH_VERSION, TORCH_CXX11_ABI, TORCH_CUDA_VERSION,
-# TORCH_INCLUDE_DIRS, TORCH_LIBRARIES and TORCH_PYBIND11_INTERNALS.
+# TORCH_INCLUDE_DIRS, TORCH_LIBRARIES, TORCH_CUDA_LIBRARIES (empty for a torch
+# without CUDA) and TORCH_PYBIND11_INTERNALS.
 
 execute_process(
   COMMAND "${Python_EXECUTABLE}" "${CMAKE_CURRENT_LIST_DIR}/describe_torch.py"
@@ -29,6 +30,12 @@ foreach(library IN ITEMS c10 torch torch_cpu torch_python)
   find_library(TORCH_LIBRARY_${library} ${library} PATHS "${TORCH_ROOT}/lib" NO_DEFAULT_PATH REQUIRED)
   list(APPEND TORCH_LIBRARIES "${TORCH_LIBRARY_${library}}")
 endforeach()
+# Of a torch with CUDA: streams. NCCL is reached through virtual functions of c10d.
+set(TORCH_CUDA_LIBRARIES "")
+if(NOT TORCH_CUDA_VERSION STREQUAL "none")
+  find_library(TORCH_LIBRARY_c10_cuda c10_cuda PATHS "${TORCH_ROOT}/lib" NO_DEFAULT_PATH REQUIRED)
+  list(APPEND TORCH_CUDA_LIBRARIES "${TORCH_LIBRARY_c10_cuda}")
+endif()
 
 # torch's types (ProcessGroup, GradBucket, Future) cross between modules only if both were built
 # with the same pybind11 internals: so the headers inside torch are used, and their id is compared

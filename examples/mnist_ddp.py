@@ -24,6 +24,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from mnist_data import Digits, ShardedBatches, load_on_every_rank
+from mnist_device import describe_device, join_ranks
 from mnist_report import (
     POWERSGD_PLAIN_STEPS,
     POWERSGD_RANK,
@@ -227,7 +228,7 @@ def parse_arguments() -> argparse.Namespace:
         help="steps between tests (default: 10 tests an epoch, but 8 to 40)",
     )
     add("--amp", action="store_true", help="autocast: f16 with GradScaler on cuda, bf16 on cpu")
-    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: ranks may share GPUs")
     add("--link-rate", default="unshaped", help="rate of the link, to be noted in the JSON file")
     add("--quiet", action="store_true", help="do not say which data is used")
     add("--json", type=Path, help="write the result here")
@@ -239,16 +240,7 @@ def main() -> None:
     arguments = parse_arguments()
     if "RANK" not in os.environ:
         sys.exit("start it with: torchrun --nproc-per-node=2 examples/mnist_ddp.py, or --compare")
-    local_rank, local_ranks = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
-    if arguments.device == "cuda":
-        device = torch.device("cuda", local_rank % torch.cuda.device_count())
-        torch.cuda.set_device(device)
-        torch.backends.cudnn.deterministic = True
-        dist.init_process_group("nccl", device_id=device)
-    else:
-        device = torch.device("cpu")
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_ranks))
-        dist.init_process_group("gloo")
+    device = join_ranks(arguments.device)
     try:
         digits = load_on_every_rank(arguments.data, arguments.data_root, device)
         if dist.get_rank() == 0 and not arguments.quiet:
@@ -267,7 +259,7 @@ def main() -> None:
                 "peak_learning_rate": arguments.lr,
                 "seed": arguments.seed,
                 "amp": arguments.amp,
-                "device": arguments.device,
+                **describe_device(device),
                 **describe_machine(),
                 **summary(rows, step_ms, trainer.meter.best_source),
             }

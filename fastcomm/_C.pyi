@@ -1,9 +1,10 @@
 """The native module; csrc/bindings/module.cpp."""
 
-from torch import Tensor
+from torch import Tensor, device
 from torch._C._distributed_c10d import Backend
 from torch.futures import Future
 
+has_cuda: bool
 OPENING_RECORD_BYTES: int
 PAYLOAD_ALIGNMENT: int
 TOPK_LARGEST_SPARSE_DENSITY: float
@@ -48,7 +49,8 @@ class CodecWorkspace:
     def __init__(self, threads: ThreadPool | None = None) -> None: ...
 
 # `sliced`: as the ring cuts a bucket, a payload for each slice, one after another. `sealed`: False,
-# in benchmarks, leaves out headers and checksums.
+# in benchmarks, leaves out headers and checksums. On a GPU, all work is enqueued on the current
+# stream; decode() of sealed payloads waits for it, to see what the device found wrong.
 def payload_bytes(
     spec: CodecSpec,
     num_elements: int,
@@ -107,6 +109,24 @@ class Communicator:
     def measurements(self) -> dict[str, float]: ...
     def start_trace(self) -> None: ...
     # (lane, step, bucket, name, begin in seconds of the monotonic clock, seconds, payload bytes)
+    def stop_trace(self) -> list[tuple[int, int, int, str, float, float, int]]: ...
+    def abort(self) -> None: ...
+
+# For one GPU; `backend` is NCCL, None for one rank.
+class StreamCommunicator:
+    def __init__(self, backend: Backend | None, device: device) -> None: ...
+    def all_reduce(
+        self,
+        bucket: Tensor,
+        residual: Tensor | None,
+        plan: BucketPlan,
+        factor: float,
+        step: int,
+        bucket_index: int,
+        caller_waits: bool = False,  # of no effect
+    ) -> Future[Tensor]: ...
+    def measurements(self) -> dict[str, float]: ...
+    def start_trace(self) -> None: ...
     def stop_trace(self) -> list[tuple[int, int, int, str, float, float, int]]: ...
     def abort(self) -> None: ...
 

@@ -3,6 +3,7 @@
 import torch
 import torch.distributed as dist
 
+from fastcomm import _C
 from fastcomm.errors import ArgumentError, Error
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -22,13 +23,24 @@ def check_tensor(tensor: torch.Tensor, what: str) -> None:
             f"{what} has dtype {tensor.dtype}; fastcomm reduces float32, bfloat16 and float16. "
             "Convert it, or use torch.distributed.all_reduce"
         )
-    if tensor.device.type != "cpu":
-        raise ArgumentError(
-            f"{what} is on {tensor.device}, but this fastcomm was built for the CPU only; "
-            "move it to the CPU, or rebuild fastcomm where nvcc and a CUDA torch are installed"
-        )
+    check_device(tensor, what)
     if not tensor.is_contiguous():
         raise ArgumentError(f"{what} is not contiguous; pass {what}.contiguous()")
+
+
+def check_device(tensor: torch.Tensor, what: str) -> None:
+    """Raise :class:`ArgumentError` unless ``tensor`` is where this fastcomm can work."""
+    if tensor.device.type == "cpu" or (_C.has_cuda and tensor.device.type == "cuda"):
+        return
+    if _C.has_cuda:
+        raise ArgumentError(
+            f"{what} is on {tensor.device}, but this fastcomm was built for the CPU and for CUDA; "
+            "move it to one of them"
+        )
+    raise ArgumentError(
+        f"{what} is on {tensor.device}, but this fastcomm was built for the CPU only; "
+        "move it to the CPU, or rebuild fastcomm where nvcc and a CUDA torch are installed"
+    )
 
 
 def check_residual(residual: torch.Tensor | None, tensor: torch.Tensor) -> None:
@@ -40,6 +52,11 @@ def check_residual(residual: torch.Tensor | None, tensor: torch.Tensor) -> None:
         raise ArgumentError(
             f"residual has {residual.numel()} elements of {residual.dtype}; it must have "
             f"{tensor.numel()} elements of torch.float32, as the tensor has {tensor.numel()}"
+        )
+    if residual.device != tensor.device:
+        raise ArgumentError(
+            f"residual is on {residual.device}, its tensor on {tensor.device}; "
+            f"use residual.to({str(tensor.device)!r})"
         )
 
 

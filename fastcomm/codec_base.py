@@ -61,14 +61,16 @@ class Codec:
         """Encode ``tensor + residual`` and leave in ``residual`` what the payload leaves out.
 
         Args:
-            tensor: contiguous CPU tensor of float32, bfloat16 or float16, of any shape.
-            residual: contiguous float32 CPU tensor of as many elements, updated in place;
-                None: what is left out is lost.
+            tensor: contiguous tensor of float32, bfloat16 or float16, of any shape, on the CPU or
+                a CUDA device.
+            residual: contiguous float32 tensor of as many elements on the same device, updated in
+                place; None: what is left out is lost.
 
         Stochastic rounding uses the random numbers of rank 0, step 0.
 
         Returns:
-            The payload, a uint8 tensor of shape (``wire_bytes(tensor.numel())``,).
+            The payload, a uint8 tensor of shape (``wire_bytes(tensor.numel())``,) on the device of
+            ``tensor``: the same bytes on every device.
 
         Raises:
             ArgumentError: for a dtype, device or size that cannot be encoded.
@@ -76,7 +78,8 @@ class Codec:
         check_tensor(tensor, "tensor")
         check_residual(residual, tensor)
         self.check_error_feedback(residual is not None)
-        payload = torch.empty(self.wire_bytes(tensor.numel()), dtype=torch.uint8)
+        num_bytes = self.wire_bytes(tensor.numel())
+        payload = torch.empty(num_bytes, dtype=torch.uint8, device=tensor.device)
         _C.encode(self.spec, tensor.detach(), residual, [], payload, _C.CodecWorkspace())
         return payload
 
@@ -85,8 +88,9 @@ class Codec:
 
         Args:
             payload: uint8 tensor, as :meth:`encode` returns it.
-            out: where to write, a contiguous float32, bfloat16 or float16 CPU tensor of as many
-                elements as were encoded; None: a new float32 tensor of shape (num_elements,).
+            out: where to write, a contiguous float32, bfloat16 or float16 tensor of as many
+                elements as were encoded, on the device of ``payload``; None: a new float32 tensor
+                of shape (num_elements,).
 
         Returns:
             ``out``.
@@ -106,8 +110,13 @@ class Codec:
             # The claim of a damaged header must not decide how much memory is allocated.
             if self.wire_bytes(num_elements) != payload.numel():
                 num_elements = 0
-            out = torch.empty(num_elements, dtype=torch.float32)
+            out = torch.empty(num_elements, dtype=torch.float32, device=payload.device)
         check_tensor(out, "out")
+        if out.device != payload.device:
+            raise ArgumentError(
+                f"out is on {out.device}, payload on {payload.device}; decode where the payload "
+                "is, or move it"
+            )
         if payload.data_ptr() % _C.PAYLOAD_ALIGNMENT:
             payload = payload.clone()
         _C.decode(self.spec, payload, out.detach(), _C.CodecWorkspace())

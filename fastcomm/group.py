@@ -1,8 +1,4 @@
-"""A connected group of ranks: its own backend, native threads, and the handshake.
-
-The ring uses a backend of its own and only point-to-point calls, so that its messages can
-never be confused with the user's, whichever threads they come from.
-"""
+"""A connected group of ranks: what exchanges their tensors, and the handshake."""
 
 from __future__ import annotations
 
@@ -17,16 +13,12 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import Backend, PrefixStore, Store
 
 from fastcomm import _C
+from fastcomm.backends import make_host_backends, make_nccl_backend, own_store, uses_nccl
 from fastcomm.codecs import Codec
-from fastcomm.errors import ArgumentError, Error, MismatchError
+from fastcomm.errors import Error, MismatchError
 
 # Exchanges in flight at a time: one encodes while another is on the wire.
 NUM_LANES = 2
-
-# Messages from even ranks use one, those from odd ranks the other. gloo's thread spins while
-# another writes to a connection that it wants to read from: in a ring of an even number of ranks,
-# each connection then carries payloads in one direction only.
-_NUM_GLOO_BACKENDS = 2
 
 # The largest payload of a bucket for which latency counts more than what scatter_gather loses to
 # the ring in overlap. Measured with 4 and 8 ranks at 1 Gbit/s.
@@ -41,6 +33,12 @@ class ConnectedGroup:
     """The ranks of a process group, connected for compressed exchanges.
 
     Making one is collective: every rank of ``process_group`` must do so, in the same order.
+
+    Tensors are exchanged in one of two ways, of which a group that has both may use both:
+
+    - ``gloo`` (or what else the group has for the CPU): native threads, messages in host memory.
+      Each rank's tensors may be on the CPU or on a GPU.
+    - ``nccl``, for CUDA tensors of a group that has it: enqueued on CUDA streams.
     """
 
     def __init__(self, process_group: dist.ProcessGroup) -> None:
@@ -48,24 +46,88 @@ class ConnectedGroup:
         self.world_size = process_group.size()
         self._num_handshakes = 0
         self._num_ranks_on_host = 0  # not known yet
+        # Not a strong reference: what belongs to a process group must not keep it alive.
+        self._process_group = weakref.ref(process_group)
         self._store: Store | None = None
-        backends: list[Backend] = []
+        self._name = "fastcomm"
         if self.world_size > 1:
             index = _num_connections.get(process_group, 0)
             _num_connections[process_group] = index + 1
-            self._store = PrefixStore(f"fastcomm/{index}", _own_store(process_group))
-            backends = _make_backends(process_group, self._store)
-        self._communicator = _C.Communicator(backends, NUM_LANES)
+            self._name = f"fastcomm/{index}"
+            self._store = PrefixStore(self._name, own_store(process_group))
+        self._uses_nccl = uses_nccl(process_group) if self.world_size > 1 else _C.has_cuda
+        self._communicators: dict[str, _C.Communicator | _C.StreamCommunicator] = {}
+        self._is_traced = False
         self._threads: dict[int, _C.ThreadPool] = {}
+        if not self._uses_nccl:
+            self.connect(torch.device("cpu"))
         _open_groups.add(self)
 
-    def threads(self, num_threads: int | None) -> _C.ThreadPool:
+    def engine(self, device: torch.device) -> str:
+        """Return what exchanges tensors on ``device``: ``nccl`` or ``gloo``."""
+        return "nccl" if self._uses_nccl and device.type == "cuda" else "gloo"
+
+    def compares_calls(self, device: torch.device) -> bool:
+        """Return whether exchanges begin with messages in which ranks compare what they do.
+
+        Over NCCL they do not, because the host would have to wait: use ``check_agreement`` before
+        every call with arguments that were not compared yet.
+        """
+        return self.engine(device) != "nccl"
+
+    def connect(self, device: torch.device) -> None:
+        """Connect the ranks for tensors on ``device``, before anything else is asked about them.
+
+        Collective the first time. Does nothing if that was done already.
+
+        Raises:
+            MismatchError: if only some ranks' tensors are on a GPU, and these would go over NCCL.
+        """
+        self._communicator(device)
+
+    def _communicator(self, device: torch.device) -> _C.Communicator | _C.StreamCommunicator:
+        engine = self.engine(device)
+        if engine not in self._communicators:
+            self._communicators[engine] = self._connect(engine, device)
+            if self._is_traced:
+                self._communicators[engine].start_trace()
+        return self._communicators[engine]
+
+    def _connect(
+        self, engine: str, device: torch.device
+    ) -> _C.Communicator | _C.StreamCommunicator:
+        process_group = self._process_group()
+        if self._uses_nccl:  # there is a choice, which every rank makes for itself
+            self.check_agreement({"device": "CUDA" if engine == "nccl" else "CPU"})
+        if engine == "nccl":
+            backend: Backend | None = None
+            if self._store is not None:
+                assert process_group is not None
+                backend = make_nccl_backend(process_group, self._store, device, self._name)
+            return _C.StreamCommunicator(backend, device)
+        backends: list[Backend] = []
+        if self._store is not None:
+            assert process_group is not None
+            backends = make_host_backends(process_group, self._store)
+        return _C.Communicator(backends, NUM_LANES)
+
+    def algorithm(
+        self, algorithm: str, codec: Codec, runs: list[tuple[int, bool]], device: torch.device
+    ) -> str:
+        """Resolve ``auto`` for a bucket on ``device``; see :func:`choose_algorithm`."""
+        has_openings = self.compares_calls(device)
+        return choose_algorithm(algorithm, codec, self.world_size, runs, has_openings)
+
+    def threads(self, num_threads: int | None, device: torch.device) -> _C.ThreadPool | None:
         """Return threads that encode and decode a slice together, the lane's own included.
 
         Args:
             num_threads: how many, at least 1; None: the cores that this host's ranks leave idle
                 when each computes with ``torch.get_num_threads()`` threads.
+            device: where the bucket is. None are returned for what has no native threads.
         """
+        if self.engine(device) == "nccl":
+            return None
         if num_threads is None:
             num_cores = len(os.sched_getaffinity(0)) // self._count_ranks_on_host()
             num_threads = max(1, num_cores - torch.get_num_threads())
@@ -135,29 +197,41 @@ class ConnectedGroup:
 
         ``caller_waits``: the caller waits at once, so that its own thread may do the work.
         """
-        return self._communicator.all_reduce(
+        return self._communicator(bucket.device).all_reduce(
             bucket, residual, plan, factor, step & 0xFFFFFFFF, bucket_index & 0xFFFF, caller_waits
         )
 
     def measurements(self) -> dict[str, float]:
         """Return the native layer's totals: ``wire_bytes`` and ``seconds_…``."""
-        return self._communicator.measurements()
+        totals: dict[str, float] = {}
+        for communicator in self._communicators.values():
+            for key, value in communicator.measurements().items():
+                totals[key] = totals.get(key, 0) + value
+        return totals
 
     def start_trace(self) -> None:
-        """Begin to record what the native threads do."""
-        self._communicator.start_trace()
+        """Begin to record what the native layer does."""
+        self._is_traced = True
+        for communicator in self._communicators.values():
+            communicator.start_trace()
 
     def stop_trace(self) -> list[tuple[int, int, int, str, float, float, int]]:
         """Return what was recorded; the fields are those of ``_C.Communicator.stop_trace``."""
-        return self._communicator.stop_trace()
+        self._is_traced = False
+        return [event for c in self._communicators.values() for event in c.stop_trace()]
 
     def abort(self) -> None:
         """End what is under way with an error, and the native threads."""
-        self._communicator.abort()
+        for communicator in self._communicators.values():
+            communicator.abort()
 
 
 def choose_algorithm(
-    algorithm: str, codec: Codec, world_size: int, runs: list[tuple[int, bool]]
+    algorithm: str,
+    codec: Codec,
+    world_size: int,
+    runs: list[tuple[int, bool]],
+    has_openings: bool = True,
 ) -> str:
     """Resolve ``auto``: what takes the least time, by the size of a rank's payload.
 
@@ -174,12 +248,14 @@ def choose_algorithm(
         codec: the codec of the bucket.
         world_size: number of ranks.
         runs: (num_elements, compressed) for each part of the bucket.
+        has_openings: whether exchanges begin with a message that can carry a small payload: not
+            over NCCL.
     """
     if algorithm != "auto":
         return algorithm
     num_elements = sum(num for num, _ in runs)
     payload_bytes = _C.payload_bytes(codec.spec, num_elements, runs=runs)
-    if payload_bytes <= _C.largest_opening_payload(world_size):
+    if has_openings and payload_bytes <= _C.largest_opening_payload(world_size):
         return "gather"
     density = getattr(codec, "density", 1.0)
     is_sparse = density <= _C.TOPK_LARGEST_SPARSE_DENSITY
@@ -188,49 +264,6 @@ def choose_algorithm(
     if world_size > 2 and payload_bytes <= _LARGEST_SCATTERED_BYTES:
         return "scatter_gather"
     return "ring"
-
-
-def _own_store(process_group: dist.ProcessGroup) -> Store:
-    """Return the group's store, over a connection of its own if the store can be cloned.
-
-    A store that waits for a key lets no other thread use its connection: threads that make the
-    first call of several groups would wait for each other.
-    """
-    store: Store = process_group.get_group_store()
-    try:
-        cloned: Store = store.clone()  # type: ignore[attr-defined]  # torch's stubs lack it
-    except (AttributeError, NotImplementedError, RuntimeError):
-        return store
-    return cloned
-
-
-def _make_backends(process_group: dist.ProcessGroup, store: Store) -> list[Backend]:
-    """Return new backends over the ranks of ``process_group``, of the kind it has for the CPU."""
-    try:
-        given = process_group._get_backend(torch.device("cpu"))
-    except RuntimeError:
-        raise ArgumentError(
-            f"the process group ({dist.get_backend(process_group)}) cannot send CPU tensors, and "
-            "this fastcomm was built for the CPU only; use "
-            'torch.distributed.init_process_group("gloo")'
-        ) from None
-    timeout = given.options._timeout
-    if given.name() == "gloo":
-        # Not dist.new_group: it takes all ranks of the job, or (with use_local_synchronization)
-        # names the group after how many groups this rank has, which differs between ranks.
-        return [
-            dist.ProcessGroupGloo(
-                PrefixStore(str(index), store),
-                process_group.rank(),
-                process_group.size(),
-                timeout=timeout,
-            )
-            for index in range(_NUM_GLOO_BACKENDS)
-        ]
-    ranks = dist.get_process_group_ranks(process_group)
-    group = dist.new_group(ranks, timeout, given.name(), use_local_synchronization=True)
-    backend: Backend = group._get_backend(torch.device("cpu"))
-    return [backend]
 
 
 def _abort_all() -> None:

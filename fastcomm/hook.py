@@ -124,17 +124,13 @@ class HookState:
         codec = self._codec_of_step()
         layout = self._residuals.layout(bucket.parameters())
         if not layout.is_agreed:
+            self._group.connect(buffer.device)
             self._group.check_agreement({"bucket": layout.describe()})
             layout.is_agreed = True
         future = self._group.all_reduce(
             buffer,
             layout.residual,
-            layout.plan(
-                codec,
-                self.algorithm,
-                world_size,
-                self._group.threads(self.codec_threads),
-            ),
+            layout.plan(codec, self.algorithm, self._group, self.codec_threads),
             1.0 / world_size,
             self._step,
             self._bucket_in_step,
@@ -238,7 +234,9 @@ class HookState:
         residuals: dict[str, torch.Tensor] = {}
         for saved in mine:
             for name, residual in saved["residuals"].items():
-                residuals[name] = residuals[name] + residual if name in residuals else residual
+                if name in residuals:
+                    residual = residuals[name] + residual.to(residuals[name].device)
+                residuals[name] = residual
         self._step = step
         self._residuals.load(residuals)
 

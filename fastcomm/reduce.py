@@ -17,7 +17,7 @@ from fastcomm._arguments import (
 from fastcomm.codecs import Codec, Fp32
 from fastcomm.codecs import codec as parse_codec
 from fastcomm.errors import ArgumentError
-from fastcomm.group import NUM_LANES, ConnectedGroup, choose_algorithm
+from fastcomm.group import NUM_LANES, ConnectedGroup
 
 
 class Work:
@@ -27,12 +27,16 @@ class Work:
         self._future = future
 
     def wait(self) -> bool:
-        """Block until the result is in the tensor; the process group's timeout bounds the wait."""
+        """Block until the result is in the tensor; the process group's timeout bounds the wait.
+
+        On a GPU, what is enqueued on the current stream from now on has the result; over NCCL
+        nothing blocks.
+        """
         self._future.wait()
         return True
 
     def is_completed(self) -> bool:
-        """Return whether the all-reduce is over."""
+        """Return whether the all-reduce is over; on a GPU, whether all of it is enqueued."""
         return self._future.done()
 
     def get_future(self) -> torch.futures.Future[torch.Tensor]:
@@ -49,19 +53,24 @@ class _Connection:
 
     def __init__(self, process_group: dist.ProcessGroup) -> None:
         self.group = ConnectedGroup(process_group)
-        self.plans: dict[tuple[Codec, str, _C.ThreadPool], _C.BucketPlan] = {}
+        self.plans: dict[tuple[Codec, str, _C.ThreadPool | None], _C.BucketPlan] = {}
         self.num_calls = 0
-        self.is_agreed = False
+        self.agreed: set[tuple[object, ...]] = set()
 
     def plan(
         self, codec: Codec, algorithm: str, tensor: torch.Tensor, codec_threads: int | None
     ) -> _C.BucketPlan:
         """Return the plan of a call; on the first one the ranks compare notes.
 
-        Later calls are compared by the native layer, with the first message of each.
+        Later calls are compared by the native layer, with the first message of each; or here,
+        where there is no such message.
         """
-        if not self.is_agreed:
-            self.is_agreed = True
+        subject: tuple[object, ...] = (self.group.engine(tensor.device),)
+        if not self.group.compares_calls(tensor.device):
+            subject += (codec, algorithm, tensor.numel())
+        if subject not in self.agreed:
+            self.group.connect(tensor.device)
+            self.agreed.add(subject)
             self.group.check_agreement(
                 {
                     "codec": str(codec),
@@ -70,8 +79,8 @@ class _Connection:
                 }
             )
         runs = [(tensor.numel(), True)]
-        algorithm = choose_algorithm(algorithm, codec, self.group.world_size, runs)
-        threads = self.group.threads(codec_threads)
+        algorithm = self.group.algorithm(algorithm, codec, runs, tensor.device)
+        threads = self.group.threads(codec_threads, tensor.device)
         key = (codec, algorithm, threads)
         if key not in self.plans:
             self.plans[key] = _C.BucketPlan(codec.spec, [], algorithm, threads)
@@ -99,12 +108,14 @@ def all_reduce(
     order, with the same shape, codec and algorithm. All ranks end with the same bits.
 
     Args:
-        tensor: contiguous CPU tensor of float32, bfloat16 or float16; receives the result.
+        tensor: contiguous tensor of float32, bfloat16 or float16, on the CPU or a CUDA device (over
+            NCCL where the group has it, else through host memory); receives the result.
         op: ``ReduceOp.SUM`` or ``ReduceOp.AVG``.
         group: the process group; None: the default one.
         async_op: return a :class:`Work` at once instead of waiting.
         codec: a codec or its name; see :func:`fastcomm.codec`.
-        residual: contiguous float32 CPU tensor of as many elements: this rank's error feedback
+        residual: contiguous float32 tensor of as many elements on the same device: this rank's
+            error feedback
             ("Encoding a block" in docs/wire_format.md), added before encoding, updated in place.
             None: what the codec leaves out is lost.
         algorithm: ``ring``, ``gather``, ``scatter_gather`` or ``auto``.

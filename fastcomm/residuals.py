@@ -16,7 +16,7 @@ import torch
 from fastcomm import _C
 from fastcomm.codecs import Codec
 from fastcomm.errors import ArgumentError
-from fastcomm.group import choose_algorithm
+from fastcomm.group import ConnectedGroup
 
 _MOVED_ELEMENTS = 1 << 20
 
@@ -39,13 +39,15 @@ class BucketLayout:
         return f"{len(self.parameters)} parameters of {self.parameters[0].dtype}, elements {runs}"
 
     def plan(
-        self, codec: Codec, algorithm: str, world_size: int, threads: _C.ThreadPool
+        self, codec: Codec, algorithm: str, group: ConnectedGroup, num_threads: int | None
     ) -> _C.BucketPlan:
         """Return the plan to synchronize this bucket with ``codec`` and ``algorithm``."""
         key = (codec, algorithm)
         if key not in self.plans:
             self.plans.clear()  # a warm-up uses another codec at each step
-            resolved = choose_algorithm(algorithm, codec, world_size, self.runs)
+            device = self.parameters[0].device
+            resolved = group.algorithm(algorithm, codec, self.runs, device)
+            threads = group.threads(num_threads, device)
             self.plans[key] = _C.BucketPlan(codec.spec, self.runs, resolved, threads)
         return self.plans[key]
 
@@ -86,7 +88,7 @@ class ResidualStore:
                 runs.append((parameter.numel(), compressed))
         residual = None
         if self._keeps_residuals:
-            residual = _C.streamed_zeros(sum(p.numel() for p in parameters))
+            residual = _zeros(sum(p.numel() for p in parameters), parameters[0].device)
             for parameter, view in zip(
                 parameters, torch.split(residual, [p.numel() for p in parameters]), strict=True
             ):
@@ -152,11 +154,21 @@ class ResidualStore:
             )
 
 
+def _zeros(num_elements: int, device: torch.device) -> torch.Tensor:
+    if device.type == "cpu":
+        return _C.streamed_zeros(num_elements)
+    return torch.zeros(num_elements, dtype=torch.float32, device=device)
+
+
 def _move(source: torch.Tensor, target: torch.Tensor) -> None:
     """Copy a part of an old bucket, whose other parts are still in use, and give its memory back.
 
-    Bit by bit: there are never two residuals of all parameters, nor of a large one.
+    Bit by bit: there are never two residuals of all parameters, nor of a large one. Memory of a
+    GPU comes back only when nothing of the old bucket is in use any more.
     """
+    if source.device.type != "cpu" or target.device.type != "cpu":
+        target.copy_(source)
+        return
     for begin in range(0, source.numel(), _MOVED_ELEMENTS):
         part = source[begin : begin + _MOVED_ELEMENTS]
         target[begin : begin + _MOVED_ELEMENTS].copy_(part)

@@ -17,6 +17,7 @@ class Stats:
         seconds_decode: spent decoding.
         seconds_send: spent handing payloads to the network.
         seconds_wait: spent waiting for the network. All of these by the lanes, outside the GIL.
+            Of a GPU over NCCL: what it took the host to enqueue it.
     """
 
     steps: int

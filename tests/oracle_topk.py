@@ -42,8 +42,8 @@ def encode_topk(
                 overflows[index] = True  # from here on a NaN; the residual stays
             else:
                 held[index] = total
-    value = gradient + held
-    value = np.where(overflows & ~np.isnan(gradient), np.float32(np.nan), value)
+    value = np.where(overflows, np.float32(np.nan), gradient + held)
+    value = np.where(np.isnan(value), np.float32(np.nan), value)  # the one NaN
     return encode_entries(value, held, k)
 
 

@@ -1,6 +1,7 @@
 #include "bindings/codec_calls.h"
 
-#include "bindings/communicator.h"
+#include <algorithm>
+
 #include "collectives/schedules.h"
 #include "core/pages.h"
 #include "core/stream_copy.h"
@@ -8,8 +9,9 @@
 namespace fastcomm {
 
 void check_memory(const at::Tensor& tensor, const char* what) {
-  FASTCOMM_CHECK(tensor.device().is_cpu(),
-                 what << " is on " << tensor.device() << ", not on the CPU");
+  FASTCOMM_CHECK(tensor.device().is_cpu() || (has_cuda && tensor.device().is_cuda()),
+                 what << " is on " << tensor.device() << ", not on the CPU"
+                      << (has_cuda ? " or a CUDA device" : ""));
   FASTCOMM_CHECK(tensor.is_contiguous(), what << " is not contiguous");
 }
 
@@ -19,12 +21,8 @@ void check_residual(const std::optional<at::Tensor>& residual, const at::Tensor&
   FASTCOMM_CHECK(residual->scalar_type() == at::kFloat && residual->numel() == tensor.numel(),
                  "residual has " << residual->numel() << " elements of " << residual->scalar_type()
                                  << ", not " << tensor.numel() << " of float32");
-}
-
-std::span<std::byte> bytes_of(const at::Tensor& payload) {
-  check_memory(payload, "payload");
-  FASTCOMM_CHECK(payload.scalar_type() == at::kByte, "payload is not of uint8");
-  return {static_cast<std::byte*>(payload.data_ptr()), static_cast<size_t>(payload.numel())};
+  FASTCOMM_CHECK(residual->device() == tensor.device(),
+                 "residual is on " << residual->device() << ", its tensor on " << tensor.device());
 }
 
 std::vector<Run> to_runs(const RunPairs& pairs) {
@@ -33,19 +31,46 @@ std::vector<Run> to_runs(const RunPairs& pairs) {
   return runs;
 }
 
+CallWorkspace::Device& CallWorkspace::on(c10::Device device) {
+  const c10::Stream stream = current_stream(device);
+  Device& found = devices[{device.index(), stream.id()}];
+  if (found.codecs == nullptr) {
+    found.failures = make_failure_record(device);
+    found.codecs = make_device_codecs(stream, found.failures);
+  }
+  return found;
+}
+
 namespace {
 
-BucketMemory memory_of(const at::Tensor& tensor, const std::optional<at::Tensor>& residual) {
+void check_on_cpu(const at::Tensor& tensor, const char* what) {
+  check_memory(tensor, what);
+  FASTCOMM_CHECK(tensor.is_cpu(), what << " is on " << tensor.device() << ", not on the CPU");
+}
+
+// The bytes of a payload. Throws Error unless it is contiguous and of uint8.
+std::span<std::byte> bytes_of(const at::Tensor& payload) {
+  check_memory(payload, "payload");
+  FASTCOMM_CHECK(payload.scalar_type() == at::kByte, "payload is not of uint8");
+  return {static_cast<std::byte*>(payload.data_ptr()), static_cast<size_t>(payload.numel())};
+}
+
+std::span<std::byte> bytes_on(c10::Device device, const at::Tensor& payload) {
+  FASTCOMM_CHECK(payload.device() == device,
+                 "payload is on " << payload.device() << ", the elements on " << device);
+  return bytes_of(payload);
+}
+
+BucketMemory checked_memory(const at::Tensor& tensor, const std::optional<at::Tensor>& residual) {
   check_memory(tensor, "tensor");
   check_residual(residual, tensor);
-  return {tensor.data_ptr(), dtype_of(tensor), residual ? residual->data_ptr<float>() : nullptr,
-          tensor.numel()};
+  return memory_of(tensor, residual);
 }
 
 // Payloads of slices, one after another, as the ring cuts a bucket: for the codecs' users and their
 // benchmark. A whole tensor in one payload is one slice.
 struct Slices {
-  Slices(const BucketCodec& codec, bool is_whole) {
+  Slices(const Codec& codec, bool is_whole) {
     const BucketShape shape = codec.shape();
     ranges = is_whole
                  ? std::vector<ElementRange>{{0, shape.num_elements}}
@@ -57,7 +82,7 @@ struct Slices {
     offsets.push_back(bytes);
   }
   template <class Byte>
-  std::span<Byte> payload(const BucketCodec& codec, std::span<Byte> payloads, size_t i) const {
+  std::span<Byte> payload(const Codec& codec, std::span<Byte> payloads, size_t i) const {
     return payloads.subspan(static_cast<size_t>(offsets[i]),
                             static_cast<size_t>(codec.payload_bytes(ranges[i])));
   }
@@ -71,6 +96,69 @@ void check_payload_size(std::span<const std::byte> payload, const Slices& slices
                  "the payload has " << payload.size() << " bytes, not " << slices.bytes);
 }
 
+template <class AnyCodec>
+void encode_with(AnyCodec& codec, const at::Tensor& tensor, const std::vector<at::Tensor>& received,
+                 const at::Tensor& payload, bool sliced, bool sealed) {
+  const Slices slices(codec, !sliced);
+  const std::span<std::byte> bytes = bytes_on(tensor.device(), payload);
+  check_payload_size(bytes, slices);
+  for (const at::Tensor& other : received) {
+    check_payload_size(bytes_on(tensor.device(), other), slices);
+  }
+  const std::vector<MessageLabel> labels(received.size());
+  std::vector<std::span<const std::byte>> received_slices(received.size());
+  for (size_t i = 0; i < slices.ranges.size(); ++i) {
+    for (size_t r = 0; r < received.size(); ++r) {
+      received_slices[r] = slices.payload<std::byte>(codec, bytes_of(received[r]), i);
+    }
+    const std::span<std::byte> slice = slices.payload<std::byte>(codec, bytes, i);
+    if (sealed) {
+      codec.encode(slices.ranges[i], received_slices, labels, slice, {});
+    } else {
+      codec.encode_sections(slices.ranges[i], received_slices, slice, {});
+    }
+  }
+}
+
+template <class AnyCodec>
+void decode_with(AnyCodec& codec, const at::Tensor& payload, const at::Tensor& out, bool sliced,
+                 bool sealed) {
+  const Slices slices(codec, !sliced);
+  const std::span<const std::byte> bytes = bytes_on(out.device(), payload);
+  const MessageLabel label;
+  if (!sliced) {  // of any size: the header's check says what is wrong
+    return codec.decode(slices.ranges[0], {&bytes, 1}, {&label, 1});
+  }
+  check_payload_size(bytes, slices);
+  for (size_t i = 0; i < slices.ranges.size(); ++i) {
+    const std::span<const std::byte> slice = slices.payload<const std::byte>(codec, bytes, i);
+    if (sealed) {
+      codec.decode(slices.ranges[i], {&slice, 1}, {&label, 1});
+    } else {
+      codec.decode_sections(slices.ranges[i], {&slice, 1});
+    }
+  }
+}
+
+void decode_on_device(const CodecSpec& spec, const at::Tensor& payload, const at::Tensor& out,
+                      CallWorkspace& workspace, bool sliced, bool sealed) {
+  auto& [failures, codecs] = workspace.on(out.device());
+  const auto codec = codecs->stream_codec(spec, memory_of(out, std::nullopt), {}, 1.0f, 0);
+  if (!sliced && payload.numel() != codec->payload_bytes({0, out.numel()})) {
+    // The device would read past its end. The CPU says what is wrong, by the header if it can.
+    return decode(spec, payload.cpu(), out.cpu(), workspace, sliced, sealed);
+  }
+  decode_with(*codec, payload, out, sliced, sealed);
+  if (sliced && !sealed) return;
+  codecs->synchronize();
+  try {
+    failures->check();
+  } catch (const PayloadError&) {
+    workspace.devices.clear();  // they would go on to give NaN
+    throw;
+  }
+}
+
 }  // namespace
 
 int64_t payload_bytes(const CodecSpec& spec, int64_t num_elements, bool sliced,
@@ -80,55 +168,41 @@ int64_t payload_bytes(const CodecSpec& spec, int64_t num_elements, bool sliced,
   return Slices(BucketCodec(spec, nowhere, to_runs(runs), 1.0f, 0, workspace), !sliced).bytes;
 }
 
+int64_t claimed_num_elements(const at::Tensor& payload) {
+  bytes_of(payload);
+  const at::Tensor header = payload.flatten().narrow(0, 0, std::min(payload.numel(), kHeaderBytes));
+  return int64_t{payload_num_elements(bytes_of(header.cpu()))};
+}
+
 void encode(const CodecSpec& spec, const at::Tensor& tensor,
             const std::optional<at::Tensor>& residual, const std::vector<at::Tensor>& received,
-            const at::Tensor& payload, CodecWorkspace& workspace, bool sliced, bool sealed) {
-  BucketCodec codec(spec, memory_of(tensor, residual), {}, 1.0f, 0, workspace);
-  const Slices slices(codec, !sliced);
-  check_payload_size(bytes_of(payload), slices);
-  for (const at::Tensor& other : received) check_payload_size(bytes_of(other), slices);
-  const std::vector<MessageLabel> labels(received.size());
-  std::vector<std::span<const std::byte>> received_slices(received.size());
-  for (size_t i = 0; i < slices.ranges.size(); ++i) {
-    for (size_t r = 0; r < received.size(); ++r) {
-      received_slices[r] = slices.payload<std::byte>(codec, bytes_of(received[r]), i);
-    }
-    const std::span<std::byte> slice = slices.payload<std::byte>(codec, bytes_of(payload), i);
-    if (sealed) {
-      codec.encode(slices.ranges[i], received_slices, labels, slice, {});
-    } else {
-      codec.encode_sections(slices.ranges[i], received_slices, slice, {});
-    }
+            const at::Tensor& payload, CallWorkspace& workspace, bool sliced, bool sealed) {
+  const BucketMemory memory = checked_memory(tensor, residual);
+  if (tensor.is_cpu()) {
+    BucketCodec codec(spec, memory, {}, 1.0f, 0, workspace.cpu);
+    return encode_with(codec, tensor, received, payload, sliced, sealed);
   }
+  DeviceCodecs& codecs = *workspace.on(tensor.device()).codecs;
+  const auto codec = codecs.stream_codec(spec, memory, {}, 1.0f, 0);
+  encode_with(*codec, tensor, received, payload, sliced, sealed);
 }
 
 void decode(const CodecSpec& spec, const at::Tensor& payload, const at::Tensor& out,
-            CodecWorkspace& workspace, bool sliced, bool sealed) {
-  BucketCodec codec(spec, memory_of(out, std::nullopt), {}, 1.0f, 0, workspace);
-  const Slices slices(codec, !sliced);
-  const MessageLabel label;
-  if (!sliced) {  // of any size: the header's check says what is wrong
-    const std::span<const std::byte> bytes = bytes_of(payload);
-    return codec.decode(slices.ranges[0], {&bytes, 1}, {&label, 1});
-  }
-  check_payload_size(bytes_of(payload), slices);
-  for (size_t i = 0; i < slices.ranges.size(); ++i) {
-    const std::span<const std::byte> bytes = slices.payload<std::byte>(codec, bytes_of(payload), i);
-    if (sealed) {
-      codec.decode(slices.ranges[i], {&bytes, 1}, {&label, 1});
-    } else {
-      codec.decode_sections(slices.ranges[i], {&bytes, 1});
-    }
-  }
+            CallWorkspace& workspace, bool sliced, bool sealed) {
+  const BucketMemory memory = checked_memory(out, std::nullopt);
+  if (!out.is_cpu()) return decode_on_device(spec, payload, out, workspace, sliced, sealed);
+  BucketCodec codec(spec, memory, {}, 1.0f, 0, workspace.cpu);
+  decode_with(codec, payload, out, sliced, sealed);
 }
 
-void copy_streamed(const at::Tensor& out, const at::Tensor& tensor, CodecWorkspace& workspace) {
-  check_memory(out, "out");
+void copy_streamed(const at::Tensor& out, const at::Tensor& tensor, CallWorkspace& workspace) {
+  check_on_cpu(out, "out");
   check_residual(out, tensor);  // as many elements of float32
-  run_in_parts(
-      workspace.threads.get(), tensor.numel(), int64_t{1} << 18, [&](int64_t begin, int64_t end) {
-        stream_copy(tensor.data_ptr<float>() + begin, out.data_ptr<float>() + begin, end - begin);
-      });
+  run_in_parts(workspace.cpu.threads.get(), tensor.numel(), int64_t{1} << 18,
+               [&](int64_t begin, int64_t end) {
+                 stream_copy(tensor.data_ptr<float>() + begin, out.data_ptr<float>() + begin,
+                             end - begin);
+               });
 }
 
 at::Tensor streamed_zeros(int64_t num_elements) {
@@ -138,7 +212,7 @@ at::Tensor streamed_zeros(int64_t num_elements) {
 }
 
 void release_streamed(const at::Tensor& part) {
-  check_memory(part, "part");
+  check_on_cpu(part, "part");
   release_pages(static_cast<std::byte*>(part.data_ptr()), static_cast<int64_t>(part.nbytes()));
 }
 

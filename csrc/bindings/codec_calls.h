@@ -4,10 +4,13 @@
 
 #include <ATen/ATen.h>
 
+#include <map>
+#include <memory>
 #include <optional>
 #include <utility>
 #include <vector>
 
+#include "bindings/device_codecs.h"
 #include "codecs/bucket_codec.h"
 
 namespace fastcomm {
@@ -16,27 +19,42 @@ namespace fastcomm {
 using RunPairs = std::vector<std::pair<int64_t, bool>>;
 std::vector<Run> to_runs(const RunPairs& pairs);
 
-// Throw Error unless a tensor is contiguous memory of the CPU, or a residual fits its tensor.
+// Throw Error unless a tensor is contiguous memory of a device that fastcomm was built for, or a
+// residual fits its tensor.
 void check_memory(const at::Tensor& tensor, const char* what);
 void check_residual(const std::optional<at::Tensor>& residual, const at::Tensor& tensor);
-// The bytes of a payload. Throws Error unless it is contiguous and of uint8.
-std::span<std::byte> bytes_of(const at::Tensor& payload);
+
+// Buffers that outlive a call, on the CPU and for each stream of a GPU that was used.
+struct CallWorkspace {
+  struct Device {
+    std::shared_ptr<FailureRecord> failures;
+    std::unique_ptr<DeviceCodecs> codecs;
+  };
+  // Of the current stream of a GPU.
+  Device& on(c10::Device device);
+
+  CodecWorkspace cpu;
+  std::map<std::pair<c10::DeviceIndex, c10::StreamId>, Device> devices;
+};
 
 // `sliced`: payloads of slices, one after another, as the ring cuts a bucket. `sealed`: with
-// headers and checksums.
+// headers and checksums. On a GPU all tensors are on the same one, and calls enqueue their work on
+// the current stream; decode() of sealed payloads waits to see what the device found wrong.
 int64_t payload_bytes(const CodecSpec& spec, int64_t num_elements, bool sliced,
                       const RunPairs& runs);
 void encode(const CodecSpec& spec, const at::Tensor& tensor,
             const std::optional<at::Tensor>& residual, const std::vector<at::Tensor>& received,
-            const at::Tensor& payload, CodecWorkspace& workspace, bool sliced, bool sealed);
+            const at::Tensor& payload, CallWorkspace& workspace, bool sliced, bool sealed);
 void decode(const CodecSpec& spec, const at::Tensor& payload, const at::Tensor& out,
-            CodecWorkspace& workspace, bool sliced, bool sealed);
+            CallWorkspace& workspace, bool sliced, bool sealed);
+// The number of elements that an unverified payload claims to hold.
+int64_t claimed_num_elements(const at::Tensor& payload);
 
 // Zeros of float32, in memory that is good to stream through.
 at::Tensor streamed_zeros(int64_t num_elements);
 // Gives the memory of a part of streamed_zeros() back; its values are lost.
 void release_streamed(const at::Tensor& part);
 // A copy past the cache, of float32.
-void copy_streamed(const at::Tensor& out, const at::Tensor& tensor, CodecWorkspace& workspace);
+void copy_streamed(const at::Tensor& out, const at::Tensor& tensor, CallWorkspace& workspace);
 
 }  // namespace fastcomm

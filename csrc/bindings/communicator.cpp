@@ -1,11 +1,14 @@
 #include "bindings/communicator.h"
 
+#include <c10/core/StreamGuard.h>
 #include <pthread.h>
 
 #include <algorithm>
 #include <cfenv>
+#include <map>
 #include <utility>
 
+#include "bindings/device_codecs.h"
 #include "collectives/opening.h"
 
 namespace fastcomm {
@@ -37,28 +40,26 @@ struct Communicator::Lane {
         transport(std::move(backends), static_cast<Tag>(index) * kTagsPerLane),
         openings(transport) {}
 
+  DeviceCodecs& codecs_on(c10::Device device);
+
   const int index;
   C10dTransport transport;
   Openings openings;
   PayloadBuffers buffers;
   CodecWorkspace workspace;
+  std::map<c10::DeviceIndex, std::unique_ptr<DeviceCodecs>> devices;  // made when first needed
   std::deque<Job> queue;
   bool is_busy = false;  // a thread runs a job of this lane
   std::thread thread;
 };
 
-DType dtype_of(const at::Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case at::kFloat:
-      return DType::kFloat32;
-    case at::kBFloat16:
-      return DType::kBFloat16;
-    case at::kHalf:
-      return DType::kFloat16;
-    default:
-      FASTCOMM_FAIL("dtype " << tensor.scalar_type()
-                             << " is not one of float32, bfloat16, float16");
+DeviceCodecs& Communicator::Lane::codecs_on(c10::Device device) {
+  auto& codecs = devices[device.index()];
+  if (codecs == nullptr) {
+    codecs = make_device_codecs(side_stream(device), nullptr);
+    if (devices.size() == 1) buffers.take_memory_from(allocate_pinned);
   }
+  return *codecs;
 }
 
 Communicator::Communicator(std::vector<c10::intrusive_ptr<c10d::Backend>> backends, int num_lanes)
@@ -75,10 +76,12 @@ Communicator::Communicator(std::vector<c10::intrusive_ptr<c10d::Backend>> backen
 Communicator::~Communicator() { close(); }
 
 void Communicator::submit(Job job, bool caller_waits) {
+  const c10::Device device = job.bucket.device();
+  if (!device.is_cpu()) job.ready.emplace(device.type()).record(current_stream(device));
   std::unique_lock lock(mutex_);
   FASTCOMM_CHECK(!closed_, "the communicator is closed");
   Lane& lane = *lanes_[job.id.bucket % lanes_.size()];
-  if (caller_waits && !lane.is_busy && lane.queue.empty()) {
+  if (caller_waits && device.is_cpu() && !lane.is_busy && lane.queue.empty()) {
     lane.is_busy = true;
     lock.unlock();
     run_job(lane, job);
@@ -113,23 +116,6 @@ void Communicator::abort() {
   close();
 }
 
-Measurements Communicator::measurements() const {
-  const std::lock_guard lock(mutex_);
-  return measurements_;
-}
-
-void Communicator::start_trace() {
-  const std::lock_guard lock(mutex_);
-  is_traced_ = true;
-  trace_.clear();
-}
-
-std::vector<LaneEvent> Communicator::stop_trace() {
-  const std::lock_guard lock(mutex_);
-  is_traced_ = false;
-  return std::exchange(trace_, {});
-}
-
 void Communicator::run_lane(Lane& lane) {
   while (true) {
     Job job;
@@ -145,7 +131,8 @@ void Communicator::run_lane(Lane& lane) {
   }
 }
 
-void Communicator::run_job(Lane& lane, const Job& job) {
+void Communicator::run_job(Lane& lane, Job& job) {
+  c10::OptionalStreamGuard guard;
   std::string failure;
   {
     const std::lock_guard lock(mutex_);
@@ -157,6 +144,14 @@ void Communicator::run_job(Lane& lane, const Job& job) {
                    "an earlier synchronization failed, so that the ranks are out "
                    "of step; restart from a checkpoint. The failure: "
                        << failure);
+    if (job.ready) {
+      const c10::Stream stream = lane.codecs_on(job.bucket.device()).stream();
+      guard.reset_stream(stream);
+      job.ready->block(stream);
+      // Also if this fails half-way, their memory must stay until the stream is done with it.
+      job.bucket.record_stream(stream);
+      if (job.residual) job.residual->record_stream(stream);
+    }
     exchange(lane, job);
   } catch (const std::exception& caught) {
     error = std::current_exception();
@@ -173,30 +168,29 @@ void Communicator::run_job(Lane& lane, const Job& job) {
 
 void Communicator::exchange(Lane& lane, const Job& job) {
   const DefaultFloatingPoint default_floating_point;
-  BucketMemory memory{job.bucket.data_ptr(), dtype_of(job.bucket),
-                      job.residual ? job.residual->data_ptr<float>() : nullptr, job.bucket.numel()};
-  lane.workspace.threads = job.plan->threads;
-  BucketCodec codec(job.plan->codec, memory, job.plan->runs, job.factor, rank_, lane.workspace);
+  const BucketMemory memory = memory_of(job.bucket, job.residual);
+  const BucketPlan& plan = *job.plan;
+  std::unique_ptr<Codec> codec;
+  if (job.bucket.is_cpu()) {
+    lane.workspace.threads = plan.threads;
+    codec = std::make_unique<BucketCodec>(plan.codec, memory, plan.runs, job.factor, rank_,
+                                          lane.workspace);
+  } else {
+    codec = lane.codecs_on(job.bucket.device())
+                .staged_codec(plan.codec, memory, plan.runs, job.factor, rank_);
+  }
   Measurements measurements;
   std::vector<TraceEvent> trace;
-  Exchange exchange(codec, lane.transport, lane.buffers, measurements, job.id,
-                    is_traced_ ? &trace : nullptr);
-  const auto record = [&] {
-    const std::lock_guard lock(mutex_);
-    measurements_.wire_bytes += measurements.wire_bytes;
-    measurements_.seconds_encode += measurements.seconds_encode;
-    measurements_.seconds_decode += measurements.seconds_decode;
-    measurements_.seconds_send += measurements.seconds_send;
-    measurements_.seconds_wait += measurements.seconds_wait;
-    for (const TraceEvent& event : trace) trace_.push_back({lane.index, job.id, event});
-  };
+  Exchange exchange(*codec, lane.transport, lane.buffers, measurements, job.id,
+                    record_.is_traced() ? &trace : nullptr);
   try {
-    lane.openings.run(exchange, *job.plan->schedule);
+    lane.openings.run(exchange, *plan.schedule);
   } catch (...) {
-    record();  // a wait that failed is what one looks for
+    // A wait that failed is what one looks for.
+    record_.add(measurements, trace, lane.index, job.id);
     throw;
   }
-  record();
+  record_.add(measurements, trace, lane.index, job.id);
 }
 
 }  // namespace fastcomm

@@ -5,10 +5,13 @@
 // lanes, on every rank: so several buckets are in flight, one encodes while another is on the wire,
 // and the lanes of all ranks still do the same exchanges in the same order. A caller that waits
 // anyway may lend its own thread to an idle lane.
+//
+// Buckets may be on the CPU or on a GPU, on each rank as it likes: messages are in host memory, and
+// a lane has a stream for each GPU whose buckets it gets.
 
 #include <ATen/ATen.h>
+#include <c10/core/Event.h>
 
-#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <exception>
@@ -20,36 +23,23 @@
 #include <thread>
 #include <vector>
 
+#include "bindings/bucket_plan.h"
 #include "bindings/c10d_transport.h"
-#include "codecs/bucket_codec.h"
-#include "collectives/schedules.h"
+#include "bindings/exchange_record.h"
 
 namespace fastcomm {
-
-// How a bucket is synchronized: the same on every rank.
-struct BucketPlan {
-  CodecSpec codec;
-  std::vector<Run> runs;
-  const Schedule* schedule;
-  std::shared_ptr<ThreadPool> threads;  // that help the lanes to encode and decode; may be null
-};
 
 // One all-reduce of one bucket.
 struct Job {
   std::shared_ptr<const BucketPlan> plan;
-  at::Tensor bucket;                   // contiguous CPU tensor; receives factor * sum
-  std::optional<at::Tensor> residual;  // contiguous f32 CPU tensor of as many elements
+  at::Tensor bucket;                   // contiguous; receives factor * sum
+  std::optional<at::Tensor> residual;  // contiguous f32, as many elements on the same device
   float factor;
   ExchangeId id;
-  // Called on the thread that ran the job, without the GIL; null: success.
+  // Called on the thread that ran the job, without the GIL; null: success. On a GPU the bucket then
+  // is complete on the current stream.
   std::function<void(const std::exception_ptr&)> complete;
-};
-
-// Something that a lane did for an exchange.
-struct LaneEvent {
-  int lane;
-  ExchangeId exchange;
-  TraceEvent event;
+  std::optional<c10::Event> ready = {};  // on a GPU: when the bucket may be read; set by submit()
 };
 
 class Communicator {
@@ -62,8 +52,9 @@ class Communicator {
 
   int rank() const { return rank_; }
 
-  // Runs the job on its lane's thread; or, if the caller will wait for it anyway and the lane is
-  // idle, on this thread, which saves waking two threads. The caller must not hold the GIL.
+  // Runs the job on its lane's thread; or, if the caller will wait for it anyway, the lane is idle
+  // and the bucket on the CPU, on this thread, which saves waking two threads. On a GPU the job
+  // comes after what is enqueued on the current stream. The caller must not hold the GIL.
   // Throws Error if the communicator is closed.
   void submit(Job job, bool caller_waits);
 
@@ -75,30 +66,23 @@ class Communicator {
   // ranks may never answer. The caller must not hold the GIL.
   void abort();
 
-  Measurements measurements() const;
-
-  // Records what the lanes do from the next exchange on, and returns the record.
-  void start_trace();
-  std::vector<LaneEvent> stop_trace();
+  ExchangeRecord& record() { return record_; }
+  const ExchangeRecord& record() const { return record_; }
 
  private:
   struct Lane;
   void run_lane(Lane& lane);
   // Runs a job of a lane that was marked as busy.
-  void run_job(Lane& lane, const Job& job);
+  void run_job(Lane& lane, Job& job);
   void exchange(Lane& lane, const Job& job);
 
   const int rank_;
   std::vector<std::unique_ptr<Lane>> lanes_;
-  mutable std::mutex mutex_;  // guards everything below and the lanes' queues
+  ExchangeRecord record_;
+  std::mutex mutex_;  // guards everything below and the lanes' queues
   std::condition_variable changed_;
   bool closed_ = false;
   std::string failure_;  // of the first exchange that failed; the ranks are out of step since
-  Measurements measurements_;
-  std::vector<LaneEvent> trace_;
-  std::atomic<bool> is_traced_ = false;
 };
-
-DType dtype_of(const at::Tensor& tensor);
 
 }  // namespace fastcomm

@@ -69,12 +69,15 @@ std::exception_ptr as_python_error(const std::exception_ptr& error, const std::s
   }
 }
 
-Future make_future() { return c10::make_intrusive<c10::ivalue::Future>(c10::PyObjectType::get()); }
+// `devices`: those of the value, so that who waits for it waits on the right streams, too.
+Future make_future(std::vector<c10::Device> devices = {}) {
+  return c10::make_intrusive<c10::ivalue::Future>(c10::PyObjectType::get(), std::move(devices));
+}
 
 }  // namespace
 
 TensorFuture::TensorFuture(const at::Tensor& tensor)
-    : future(make_future()),
+    : future(tensor.is_cpu() ? make_future() : make_future({tensor.device()})),
       value(c10::intrusive_ptr<c10::ivalue::PyObjectHolder>(
           c10::make_intrusive<TensorHolder>(tensor))) {}
 

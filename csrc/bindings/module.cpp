@@ -1,6 +1,7 @@
 // The pybind11 module fastcomm._C. fastcomm/_C.pyi describes it; arguments are checked for users
 // in Python, here only for what would be unsafe.
 
+#include <c10/core/StreamGuard.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/jit/python/pybind_utils.h>
 #include <torch/csrc/utils/pybind.h>
@@ -8,6 +9,7 @@
 #include "bindings/codec_calls.h"
 #include "bindings/communicator.h"
 #include "bindings/future.h"
+#include "bindings/stream_communicator.h"
 #include "collectives/opening.h"
 
 namespace fastcomm {
@@ -16,18 +18,27 @@ namespace {
 using PythonFuture = torch::jit::PythonFutureWrapper;
 using NoGil = py::call_guard<py::gil_scoped_release>;
 
+// What is in front of the message of an error on a lane.
+std::string place_of(int rank, uint32_t step, uint16_t bucket_index) {
+  return "rank " + std::to_string(rank) + ", step " + std::to_string(step) + ", bucket " +
+         std::to_string(bucket_index) + ": ";
+}
+
+// Throws here what would be an error on a lane.
+void check_bucket(const at::Tensor& bucket, const std::optional<at::Tensor>& residual) {
+  check_memory(bucket, "tensor");
+  check_residual(residual, bucket);
+  dtype_of(bucket);
+}
+
 std::shared_ptr<PythonFuture> all_reduce(Communicator& communicator, const at::Tensor& bucket,
                                          const std::optional<at::Tensor>& residual,
                                          std::shared_ptr<const BucketPlan> plan, float factor,
                                          uint32_t step, uint16_t bucket_index, bool caller_waits) {
-  check_residual(residual, bucket);
-  check_memory(bucket, "tensor");
-  dtype_of(bucket);  // throws here, not on a lane
+  check_bucket(bucket, residual);
   TensorFuture result(bucket);
   Future future = result.future;
-  const std::string place = "rank " + std::to_string(communicator.rank()) + ", step " +
-                            std::to_string(step) + ", bucket " + std::to_string(bucket_index) +
-                            ": ";
+  const std::string place = place_of(communicator.rank(), step, bucket_index);
   Job job{
       std::move(plan),
       bucket,
@@ -40,10 +51,32 @@ std::shared_ptr<PythonFuture> all_reduce(Communicator& communicator, const at::T
   return std::make_shared<PythonFuture>(future);
 }
 
+std::shared_ptr<PythonFuture> all_reduce_on_stream(StreamCommunicator& communicator,
+                                                   const at::Tensor& bucket,
+                                                   const std::optional<at::Tensor>& residual,
+                                                   const std::shared_ptr<const BucketPlan>& plan,
+                                                   float factor, uint32_t step,
+                                                   uint16_t bucket_index, bool /*caller_waits*/) {
+  check_bucket(bucket, residual);
+  TensorFuture result(bucket);
+  const py::gil_scoped_release no_gil;
+  c10::OptionalStreamGuard guard;
+  std::exception_ptr error;
+  try {
+    guard.reset_stream(
+        communicator.all_reduce(bucket, residual, *plan, factor, {step, bucket_index}));
+  } catch (const std::exception&) {
+    error = std::current_exception();
+  }
+  result.complete(error, place_of(communicator.rank(), step, bucket_index));
+  return std::make_shared<PythonFuture>(result.future);
+}
+
+template <class T>
 struct DeleteWithoutGil {
-  void operator()(Communicator* communicator) const {
+  void operator()(T* object) const {
     const py::gil_scoped_release no_gil;
-    delete communicator;
+    delete object;
   }
 };
 
@@ -64,8 +97,7 @@ void translate_error(std::exception_ptr error) {
   }
 }
 
-py::dict measurements_dict(const Communicator& communicator) {
-  const Measurements measurements = communicator.measurements();
+py::dict measurements_dict(const Measurements& measurements) {
   py::dict dict;
   dict["wire_bytes"] = measurements.wire_bytes;
   dict["seconds_encode"] = measurements.seconds_encode;
@@ -76,10 +108,10 @@ py::dict measurements_dict(const Communicator& communicator) {
 }
 
 // (lane, step, bucket, name, begin in seconds of the monotonic clock, seconds, payload bytes)
-py::list stop_trace(Communicator& communicator) {
+py::list trace_list(const std::vector<LaneEvent>& events) {
   using Seconds = std::chrono::duration<double>;
   py::list list;
-  for (const auto& [lane, exchange, event] : communicator.stop_trace()) {
+  for (const auto& [lane, exchange, event] : events) {
     list.append(py::make_tuple(lane, exchange.step, exchange.bucket, event.name,
                                Seconds(event.begin.time_since_epoch()).count(),
                                Seconds(event.end - event.begin).count(), event.bytes));
@@ -87,9 +119,28 @@ py::list stop_trace(Communicator& communicator) {
   return list;
 }
 
+template <class T>
+using Class = py::class_<T, std::unique_ptr<T, DeleteWithoutGil<T>>>;
+using BackendPointer = c10::intrusive_ptr<c10d::Backend>;
+
+// What both communicators have.
+template <class T, class AllReduce>
+void define_communicator(Class<T>& communicator, AllReduce&& all_reduce) {
+  communicator
+      .def("all_reduce", all_reduce, py::arg("bucket"), py::arg("residual"), py::arg("plan"),
+           py::arg("factor"), py::arg("step"), py::arg("bucket_index"),
+           py::arg("caller_waits") = false)
+      .def("measurements",
+           [](const T& self) { return measurements_dict(self.record().measurements()); })
+      .def("start_trace", [](T& self) { self.record().start_trace(); })
+      .def("stop_trace", [](T& self) { return trace_list(self.record().stop_trace()); })
+      .def("abort", &T::abort, NoGil());
+}
+
 PYBIND11_MODULE(_C, module) {
   py::register_exception_translator(translate_error);
 
+  module.attr("has_cuda") = has_cuda;
   module.attr("PAYLOAD_ALIGNMENT") = kSectionAlignment;
   module.attr("OPENING_RECORD_BYTES") = kRecordBytes;
   module.def("largest_opening_payload", largest_opening_payload, py::arg("world_size"));
@@ -126,18 +177,16 @@ PYBIND11_MODULE(_C, module) {
   py::class_<ThreadPool, std::shared_ptr<ThreadPool>>(module, "ThreadPool")
       .def(py::init<int>(), py::arg("num_threads"))
       .def_property_readonly("num_threads", &ThreadPool::num_threads);
-  py::class_<CodecWorkspace>(module, "CodecWorkspace")
+  py::class_<CallWorkspace>(module, "CodecWorkspace")
       .def(py::init([](std::shared_ptr<ThreadPool> threads) {
-             auto workspace = std::make_unique<CodecWorkspace>();
-             workspace->threads = std::move(threads);
+             auto workspace = std::make_unique<CallWorkspace>();
+             workspace->cpu.threads = std::move(threads);
              return workspace;
            }),
            py::arg("threads") = nullptr);
   module.def("payload_bytes", payload_bytes, py::arg("spec"), py::arg("num_elements"),
              py::arg("sliced") = false, py::arg("runs") = RunPairs{});
-  module.def("payload_num_elements", [](const at::Tensor& payload) {
-    return int64_t{payload_num_elements(bytes_of(payload))};
-  });
+  module.def("payload_num_elements", claimed_num_elements);
   module.def("encode", encode, py::arg("spec"), py::arg("tensor"), py::arg("residual"),
              py::arg("received"), py::arg("payload"), py::arg("workspace"),
              py::arg("sliced") = false, py::arg("sealed") = true, NoGil());
@@ -156,20 +205,21 @@ PYBIND11_MODULE(_C, module) {
            }),
            py::arg("codec"), py::arg("runs"), py::arg("algorithm"), py::arg("threads"));
 
-  py::class_<Communicator, std::unique_ptr<Communicator, DeleteWithoutGil>>(module, "Communicator")
-      .def(py::init(
-               [](const std::vector<c10::intrusive_ptr<c10d::Backend>>& backends, int num_lanes) {
-                 return std::unique_ptr<Communicator, DeleteWithoutGil>(
-                     new Communicator(backends, num_lanes));
-               }),
-           py::arg("backends"), py::arg("num_lanes"))
-      .def("all_reduce", all_reduce, py::arg("bucket"), py::arg("residual"), py::arg("plan"),
-           py::arg("factor"), py::arg("step"), py::arg("bucket_index"),
-           py::arg("caller_waits") = false)
-      .def("measurements", measurements_dict)
-      .def("start_trace", &Communicator::start_trace)
-      .def("stop_trace", stop_trace)
-      .def("abort", &Communicator::abort, NoGil());
+  Class<Communicator> communicator(module, "Communicator");
+  communicator.def(py::init([](const std::vector<BackendPointer>& backends, int num_lanes) {
+                     return std::unique_ptr<Communicator, DeleteWithoutGil<Communicator>>(
+                         new Communicator(backends, num_lanes));
+                   }),
+                   py::arg("backends"), py::arg("num_lanes"));
+  define_communicator(communicator, all_reduce);
+  Class<StreamCommunicator> on_stream(module, "StreamCommunicator");
+  on_stream.def(
+      py::init([](const std::optional<BackendPointer>& backend, const at::Device& device) {
+        return std::unique_ptr<StreamCommunicator, DeleteWithoutGil<StreamCommunicator>>(
+            new StreamCommunicator(backend.value_or(nullptr), device));
+      }),
+      py::arg("backend"), py::arg("device"));
+  define_communicator(on_stream, all_reduce_on_stream);
 
   module.def("failed_future", [](const std::string& type, const std::string& message) {
     return std::make_shared<PythonFuture>(failed_future(type, message));

@@ -1,5 +1,6 @@
 #include "codecs/payload.h"
 
+#include <bit>
 #include <cstring>
 #include <limits>
 
@@ -53,11 +54,11 @@ void require_equal(const char* what, uint64_t received, uint64_t expected, const
 
 }  // namespace
 
-void seal_payload(std::span<std::byte> payload, const MessageLabel& label,
-                  const PayloadFormat& format) {
+HeaderWords make_header(int64_t payload_bytes, const MessageLabel& label,
+                        const PayloadFormat& format) {
   FASTCOMM_CHECK(
-      payload.size() <= std::numeric_limits<uint32_t>::max(),
-      "a payload of " << payload.size() << " bytes is too large for its header: cut the tensor");
+      payload_bytes <= std::numeric_limits<uint32_t>::max(),
+      "a payload of " << payload_bytes << " bytes is too large for its header: cut the tensor");
   Header header{};
   header.magic = kMagic;
   header.version = kVersion;
@@ -68,37 +69,53 @@ void seal_payload(std::span<std::byte> payload, const MessageLabel& label,
   header.segment = label.segment;
   header.slice = label.slice;
   header.parameter = format.parameter;
-  header.payload_bytes = static_cast<uint32_t>(payload.size());
-  std::memcpy(payload.data(), &header, kChecksumOffset);
-  const uint32_t checksum = checksum_of(payload);
-  std::memcpy(payload.data() + kChecksumOffset, &checksum, sizeof checksum);
+  header.payload_bytes = static_cast<uint32_t>(payload_bytes);
+  return std::bit_cast<HeaderWords>(header);
+}
+
+void seal_payload(std::span<std::byte> payload, const MessageLabel& label,
+                  const PayloadFormat& format) {
+  HeaderWords header = make_header(static_cast<int64_t>(payload.size()), label, format);
+  std::memcpy(payload.data(), header.data(), kChecksumOffset);
+  header.back() = checksum_of(payload);
+  std::memcpy(payload.data(), header.data(), sizeof header);
 }
 
 uint32_t payload_num_elements(std::span<const std::byte> payload) {
   return read_header(payload).num_elements;
 }
 
+void check_header(const HeaderWords& received_words, const HeaderWords& expected_words) {
+  const auto received = std::bit_cast<Header>(received_words);
+  const auto expected = std::bit_cast<Header>(expected_words);
+  require_equal("magic number", received.magic, kMagic, "it is not a fastcomm payload");
+  require_equal("wire version", received.version, kVersion,
+                "install the same fastcomm version on every rank");
+  require_equal("size in bytes", received.payload_bytes, expected.payload_bytes,
+                "it is truncated, or the ranks call with different tensor sizes");
+  require_equal("checksum", expected.checksum, received.checksum,
+                "it was damaged on the way; check the network and memory of this host");
+  require_equal("codec id", received.codec_id, expected.codec_id,
+                "use the same codec on every rank");
+  require_equal("number of elements", received.num_elements, expected.num_elements,
+                "call with the same tensor size on every rank");
+  require_equal("codec parameter", received.parameter, expected.parameter,
+                "use the same codec parameters on every rank");
+  require_equal("step", received.step, expected.step,
+                "the ranks are out of step; call every synchronization on every rank");
+  require_equal("bucket", received.bucket, expected.bucket,
+                "the ranks are out of step; build the same model on every rank");
+  require_equal("segment", received.segment, expected.segment,
+                "use the same algorithm on every rank");
+  require_equal("slice", received.slice, expected.slice, "messages were repeated or reordered");
+}
+
 void check_payload(std::span<const std::byte> payload, const MessageLabel& label,
                    const PayloadFormat& format) {
-  const Header header = read_header(payload);
-  require_equal("magic number", header.magic, kMagic, "it is not a fastcomm payload");
-  require_equal("wire version", header.version, kVersion,
-                "install the same fastcomm version on every rank");
-  require_equal("size in bytes", header.payload_bytes, payload.size(),
-                "it is truncated, or the ranks call with different tensor sizes");
-  require_equal("checksum", checksum_of(payload), header.checksum,
-                "it was damaged on the way; check the network and memory of this host");
-  require_equal("codec id", header.codec_id, format.codec_id, "use the same codec on every rank");
-  require_equal("number of elements", header.num_elements, format.num_elements,
-                "call with the same tensor size on every rank");
-  require_equal("codec parameter", header.parameter, format.parameter,
-                "use the same codec parameters on every rank");
-  require_equal("step", header.step, label.step,
-                "the ranks are out of step; call every synchronization on every rank");
-  require_equal("bucket", header.bucket, label.bucket,
-                "the ranks are out of step; build the same model on every rank");
-  require_equal("segment", header.segment, label.segment, "use the same algorithm on every rank");
-  require_equal("slice", header.slice, label.slice, "messages were repeated or reordered");
+  const Header received = read_header(payload);
+  HeaderWords expected = make_header(static_cast<int64_t>(payload.size()), label, format);
+  expected.back() = checksum_of(payload);
+  check_header(std::bit_cast<HeaderWords>(received), expected);
 }
 
 }  // namespace fastcomm

@@ -1,11 +1,13 @@
 #pragma once
 // The header that every payload starts with. docs/wire_format.md is its specification.
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
 
 #include "core/check.h"
+#include "core/host_device.h"
 
 namespace fastcomm {
 
@@ -13,7 +15,7 @@ inline constexpr int64_t kHeaderBytes = 32;
 // Sections start at multiples of this, so that a GPU can use 16-byte accesses.
 inline constexpr int64_t kSectionAlignment = 16;
 
-constexpr int64_t align_up(int64_t value, int64_t alignment) {
+FASTCOMM_HOST_DEVICE constexpr int64_t align_up(int64_t value, int64_t alignment) {
   return (value + alignment - 1) / alignment * alignment;
 }
 
@@ -31,6 +33,18 @@ struct PayloadFormat {
   uint32_t parameter = 0;  // dense codecs: elements per block; top-k: the number of elements sent
   uint32_t num_elements = 0;
 };
+
+// A header as words; the last one is the checksum.
+inline constexpr int kHeaderWords = kHeaderBytes / 4;
+using HeaderWords = std::array<uint32_t, kHeaderWords>;
+
+// With a checksum of 0.
+HeaderWords make_header(int64_t payload_bytes, const MessageLabel& label,
+                        const PayloadFormat& format);
+
+// Throws PayloadError, naming the first difference, if `received` is not `expected`, whose checksum
+// is that of what was received.
+void check_header(const HeaderWords& received, const HeaderWords& expected);
 
 // Fills in the header of `payload`, whose body is complete, with the checksum of header and body.
 void seal_payload(std::span<std::byte> payload, const MessageLabel& label,

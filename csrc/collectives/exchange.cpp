@@ -1,7 +1,16 @@
 #include "collectives/exchange.h"
 
+#include <utility>
+
+#include "core/pages.h"
+
 namespace fastcomm {
 namespace {
+
+std::shared_ptr<std::byte> allocate_pages(int64_t bytes) {
+  auto pages = std::make_shared<Pages>(bytes);
+  return {pages, pages->data()};
+}
 
 // Adds the time until its end to `seconds`, and to the trace, if there is one.
 class Stopwatch {
@@ -23,6 +32,8 @@ class Stopwatch {
 
 }  // namespace
 
+PayloadBuffers::PayloadBuffers() : allocate_(allocate_pages) {}
+
 void PayloadBuffers::reserve(int num_buffers, int64_t bytes) {
   constexpr int64_t kAlignment = 64;
   // DDP's first step has one bucket for all of the model, later ones are smaller.
@@ -30,11 +41,19 @@ void PayloadBuffers::reserve(int num_buffers, int64_t bytes) {
   bytes_ = bytes;
   stride_ = align_up(bytes, kAlignment);
   const int64_t needed = num_buffers * stride_;
-  num_small_ = needed < memory_.bytes() / 2 ? num_small_ + 1 : 0;
-  if (needed <= memory_.bytes() && num_small_ <= kMostSmall) return;
-  memory_ = Pages();  // before there is more
-  memory_ = Pages(needed);
+  num_small_ = needed < capacity_ / 2 ? num_small_ + 1 : 0;
+  if (needed <= capacity_ && (num_small_ <= kMostSmall || is_kept_)) return;
+  memory_ = nullptr;  // before there is more
+  capacity_ = 0;
+  memory_ = allocate_(needed);
+  capacity_ = needed;
   num_small_ = 0;
+}
+
+void PayloadBuffers::take_memory_from(AllocatePayloads allocate) {
+  memory_ = nullptr;
+  capacity_ = 0;
+  allocate_ = std::move(allocate);
 }
 
 MessageLabel Exchange::label(int segment, int64_t slice) const {

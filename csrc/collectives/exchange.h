@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -11,7 +12,6 @@
 
 #include "codecs/codec.h"
 #include "collectives/transport.h"
-#include "core/pages.h"
 
 namespace fastcomm {
 
@@ -32,20 +32,33 @@ struct TraceEvent {
   int64_t bytes;  // of the payload; of a wait: 0
 };
 
+// Returns memory, aligned for payloads, that is given back with the last reference.
+using AllocatePayloads = std::function<std::shared_ptr<std::byte>(int64_t bytes)>;
+
 // Payload memory, reused by every exchange of a lane.
 class PayloadBuffers {
  public:
+  PayloadBuffers();
+
+  // From now on, memory of another kind: a device's, say. Spans handed out before are invalid.
+  void take_memory_from(AllocatePayloads allocate);
+  // Whether memory that is larger than needed is kept for good.
+  void keep_memory(bool is_kept) { is_kept_ = is_kept; }
+
   // `num_buffers` spans of `bytes` each. Spans handed out before are invalid afterwards.
   void reserve(int num_buffers, int64_t bytes);
   std::span<std::byte> buffer(int index) {
-    return {memory_.data() + index * stride_, static_cast<size_t>(bytes_)};
+    return {memory_.get() + index * stride_, static_cast<size_t>(bytes_)};
   }
 
  private:
-  Pages memory_;
+  AllocatePayloads allocate_;
+  std::shared_ptr<std::byte> memory_;
+  int64_t capacity_ = 0;
   int64_t stride_ = 0;
   int64_t bytes_ = 0;
   int num_small_ = 0;  // reservations in a row that needed less than half of the memory
+  bool is_kept_ = false;
 };
 
 // Which exchange this is: the same on every rank.
@@ -81,6 +94,7 @@ class Exchange {
   void decode(ElementRange range, std::span<const std::span<const std::byte>> payloads,
               std::span<const MessageLabel> labels);
   std::unique_ptr<PendingMessage> send(int peer, Tag tag, std::span<const std::byte> bytes);
+  void skip_send(int peer, Tag tag) { transport_.skip_send(peer, tag); }
   std::unique_ptr<PendingMessage> receive(int peer, Tag tag, std::span<std::byte> bytes);
   // Waits for a message, if there is one, and forgets it.
   void wait(std::unique_ptr<PendingMessage>& message);

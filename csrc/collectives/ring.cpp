@@ -22,8 +22,9 @@
 // wire busy, and no more, because the threads that feed the wire need the processor, too. Each rank
 // has two payload buffers with a slot for each slice. In the reduce-scatter one receives and the
 // other sends; in the all-gather they alternate. A slot is reused only after its send has
-// completed, and every receive is posted as soon as its slot is free, a hop ahead. A wait for
-// message t depends on messages before t only, on every rank: no deadlock, whatever the sizes.
+// completed, and every receive is posted as soon as its slot is free, a hop ahead and before this
+// rank's own send of that hop. A wait for message t depends on messages before t only, on every
+// rank: no deadlock, whatever the sizes.
 
 #include <algorithm>
 #include <array>
@@ -121,22 +122,28 @@ class Ring {
 
   void send(int hop, size_t slice) {
     const int segment = sent_segment(hop);
+    if (!exists(segment, slice)) return exchange_.skip_send(next(), tag(hop, slice));
     const int side = send_side(hop);
     sends_[static_cast<size_t>(side)][slice] =
         exchange_.send(next(), tag(hop, slice), slot(side, segment, slice));
   }
 
-  // Hop 0 encodes this rank's own gradient, the others what arrived at the hop before as well.
+  // What arrived at the hop before has been read by then: its slot can receive this hop's.
   void encode_and_send(int hop, size_t slice) {
+    if (exists(sent_segment(hop), slice)) encode(hop, slice);
+    if (hop > 0) post_receive(hop, slice);
+    send(hop, slice);
+  }
+
+  // Hop 0 encodes this rank's own gradient, the others what arrived at the hop before as well.
+  void encode(int hop, size_t slice) {
     const int segment = sent_segment(hop);
-    if (!exists(segment, slice)) return;
     const MessageLabel label = exchange_.label(segment, static_cast<int64_t>(slice));
     exchange_.wait(sends_[1][slice]);
     const size_t num_received = hop == 0 ? 0 : 1;
     const std::span<const std::byte> received = slot(0, segment, slice);
     exchange_.encode(range(segment, slice), {&received, num_received}, {&label, num_received},
                      slot(1, segment, slice), label);
-    send(hop, slice);
   }
 
   // Handles what arrives at `hop`: passes it on, and keeps a receive posted for the next hop.
@@ -145,12 +152,11 @@ class Ring {
     exchange_.wait(receives_[slice]);
     if (is_reduce_scatter(hop)) {
       encode_and_send(hop + 1, slice);
-      post_receive(hop + 1, slice);
       if (hop == num_ranks_ - 2) decode_slot(segment, slice, 1);  // the owner's own payload
     } else {
       if (hop < last_hop_) {
-        if (exists(segment, slice)) send(hop + 1, slice);
         post_receive(hop + 1, slice);
+        send(hop + 1, slice);
       }
       decode_slot(segment, slice, receive_side(hop));
     }

@@ -15,8 +15,9 @@
 //
 // Memory: rank r has a *send slot* for each slice of each segment (of its own: the result) and as
 // many *receive slots*, by peer. A peer's contribution to slice i of segment r arrives in the slot
-// into which, later, slice i of the peer's own segment does. No rank waits for a message before it
-// has sent all that other ranks need to get there: no deadlock.
+// into which, later, slice i of the peer's own segment does. A rank posts a receive before it sends
+// the message of the same tag, and all ranks send in the same order. No rank waits for a message
+// before it has sent all that other ranks need to get there: no deadlock.
 
 #include <algorithm>
 #include <vector>
@@ -51,10 +52,7 @@ class ScatterGather {
     for_each_peer([&](int owner) {
       for (int slice = 0; slice < num_slices_; ++slice) contribute(owner, slice);
     });
-    for (int slice = 0; slice < num_slices_; ++slice) {
-      reduce(slice);
-      for_each_peer([&](int peer) { post_receive(peer, slice, peer, tag_of_gather(slice)); });
-    }
+    for (int slice = 0; slice < num_slices_; ++slice) reduce(slice);
     for (int slice = 0; slice < num_slices_; ++slice) {
       if (exists(rank_, slice)) decode(rank_, slice, send_slot(rank_, slice));
       for_each_peer([&](int peer) {
@@ -101,14 +99,23 @@ class ScatterGather {
   }
 
   void contribute(int owner, int slice) {
-    if (!exists(owner, slice)) return;
+    if (!exists(owner, slice)) return exchange_.skip_send(owner, tag_of_scatter(slice));
     const std::span<std::byte> payload = send_slot(owner, slice);
     exchange_.encode(range(owner, slice), {}, {}, payload, exchange_.label(owner, slice));
     sends_.push_back(exchange_.send(owner, tag_of_scatter(slice), payload));
   }
 
+  // The sum goes out when the slots of what it was made of have been read, and receive again.
   void reduce(int slice) {
-    if (!exists(rank_, slice)) return;
+    if (exists(rank_, slice)) encode_sum(slice);
+    for_each_peer([&](int peer) { post_receive(peer, slice, peer, tag_of_gather(slice)); });
+    for_each_peer([&](int peer) {
+      if (!exists(rank_, slice)) return exchange_.skip_send(peer, tag_of_gather(slice));
+      sends_.push_back(exchange_.send(peer, tag_of_gather(slice), send_slot(rank_, slice)));
+    });
+  }
+
+  void encode_sum(int slice) {
     const MessageLabel label = exchange_.label(rank_, slice);
     std::vector<std::span<const std::byte>> received;
     for (int peer = 0; peer < num_ranks_; ++peer) {
@@ -117,10 +124,7 @@ class ScatterGather {
       received.push_back(receive_slot(peer, slice, rank_));
     }
     const std::vector<MessageLabel> labels(received.size(), label);
-    const std::span<std::byte> payload = send_slot(rank_, slice);
-    exchange_.encode(range(rank_, slice), received, labels, payload, label);
-    for_each_peer(
-        [&](int peer) { sends_.push_back(exchange_.send(peer, tag_of_gather(slice), payload)); });
+    exchange_.encode(range(rank_, slice), received, labels, send_slot(rank_, slice), label);
   }
 
   void decode(int segment, int slice, std::span<const std::byte> payload) {

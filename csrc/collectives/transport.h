@@ -36,6 +36,11 @@ class Transport {
                                                std::span<const std::byte> bytes) = 0;
   virtual std::unique_ptr<PendingMessage> receive(int peer, Tag tag,
                                                   std::span<std::byte> bytes) = 0;
+
+  // Says that nothing is sent to `peer` at this place in the order of messages. Some transports
+  // pair every send with a receive (paired_transport.h): for them the ranks of a schedule send at
+  // the same places, or skip them, and post the receive that is paired with a send before.
+  virtual void skip_send(int /*peer*/, Tag /*tag*/) {}
 };
 
 }  // namespace fastcomm

@@ -23,6 +23,7 @@
 #include <array>
 #include <cstring>
 
+#include "core/crc32c_polynomial.h"
 #include "core/isa.h"
 
 #if FASTCOMM_X86
@@ -33,13 +34,6 @@ namespace fastcomm {
 namespace {
 
 using Bytes = std::span<const std::byte>;
-
-constexpr uint32_t kPolynomial = 0x82f63b78u;  // P less x^32: Castagnoli's polynomial, reflected
-
-// remainder * x mod P
-constexpr uint32_t times_x(uint32_t remainder) {
-  return (remainder >> 1) ^ ((remainder & 1) ? kPolynomial : 0);
-}
 
 constexpr std::array<uint32_t, 256> make_byte_table() {
   std::array<uint32_t, 256> table{};
@@ -67,13 +61,6 @@ uint32_t crc32c_table(uint32_t initial, Bytes bytes) {
 #define FASTCOMM_TARGET_FOLDING \
   __attribute__((target("avx512f,avx512bw,avx512vl,vpclmulqdq,pclmul,sse4.2")))
 
-// x^exponent mod P
-constexpr uint32_t power_of_x(int exponent) {
-  uint32_t power = 0x80000000u;  // x^0
-  for (int i = 0; i < exponent; ++i) power = times_x(power);
-  return power;
-}
-
 // One crc32 instruction has a latency of three cycles, so three independent streams of kLane bytes
 // keep the unit busy; their checksums are joined by "append kLane zero bytes", which is linear
 // over GF(2) and therefore a table look-up per byte of the checksum.
@@ -83,7 +70,7 @@ using AppendTable = std::array<std::array<uint32_t, 256>, 4>;
 constexpr AppendTable make_append_zeros_table(size_t num_zeros) {
   // Appending n zero bits multiplies by x^n; bit 31 of the checksum is 1, bit 30 is x, and so on.
   std::array<uint32_t, 32> of_bit{};
-  uint32_t power = power_of_x(static_cast<int>(8 * num_zeros));
+  uint32_t power = power_of_x(8 * num_zeros);
   for (int bit = 31; bit >= 0; --bit, power = times_x(power)) of_bit[bit] = power;
   AppendTable table{};
   for (int byte = 0; byte < 4; ++byte) {

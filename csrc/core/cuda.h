@@ -39,8 +39,7 @@ void launch(void (*kernel)(Parameters...), int64_t num_blocks, int num_threads, 
   config.gridDim.x = static_cast<unsigned>(num_blocks);
   config.blockDim.x = static_cast<unsigned>(num_threads);
   config.stream = stream;
-  FASTCOMM_CUDA_CHECK(
-      cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
+  FASTCOMM_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
 }
 
 // As many blocks as the current device runs at the same time: for kernels that walk their work.
@@ -50,9 +49,10 @@ int64_t num_resident_blocks(Kernel kernel, int num_threads) {
   int num_multiprocessors = 0;
   int blocks = 0;
   FASTCOMM_CUDA_CHECK(cudaGetDevice(&device));
-  FASTCOMM_CUDA_CHECK(cudaDeviceGetAttribute(&num_multiprocessors,
-                                             cudaDevAttrMultiProcessorCount, device));
-  FASTCOMM_CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, num_threads, 0));
+  FASTCOMM_CUDA_CHECK(
+      cudaDeviceGetAttribute(&num_multiprocessors, cudaDevAttrMultiProcessorCount, device));
+  FASTCOMM_CUDA_CHECK(
+      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, num_threads, 0));
   return int64_t{num_multiprocessors} * (blocks > 0 ? blocks : 1);
 }
 

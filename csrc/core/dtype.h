@@ -83,6 +83,19 @@ FASTCOMM_HOST_DEVICE Element from_float(float value) {
   }
 }
 
+inline constexpr uint32_t kNanBits = 0x7fc00000u;
+
+// One NaN for all processors, which differ in the sign and the digits of theirs.
+FASTCOMM_HOST_DEVICE float with_one_nan(float value) {
+  return bits_float(select_word(magnitude_bits(value) > kInfinityBits, kNanBits, float_bits(value)));
+}
+
+// An element of a result: the same bits on every processor.
+template <class Element>
+FASTCOMM_HOST_DEVICE Element to_result(float value) {
+  return from_float<Element>(with_one_nan(value));
+}
+
 inline size_t dtype_bytes(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
 // Calls `visitor` with a value of the C++ type that `dtype` stands for.

@@ -6,6 +6,7 @@
 inline void __syncthreads() { cuda_emulation::block_barrier(); }
 inline void __syncwarp(unsigned = ~0u) { cuda_emulation::exchange_in_warp(0); }
 inline void __threadfence() {}
+inline void __threadfence_system() {}
 
 namespace cuda_emulation {
 

@@ -1,5 +1,6 @@
 #include "fibers.h"
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cstdio>
@@ -20,8 +21,11 @@ constexpr size_t kStackBytes = size_t{1} << 17;
   std::abort();
 }
 
+// A context starts a fiber; from then on it jumps, which takes no system call.
 struct Fiber {
-  ucontext_t context;
+  ucontext_t start;
+  jmp_buf here;
+  bool has_started = false;
   std::unique_ptr<std::byte[]> stack;
   int64_t exchanges = 0;  // that it took part in
   int64_t barriers = 0;
@@ -40,7 +44,7 @@ struct Warp {
 struct Block {
   std::vector<Fiber> fibers;
   std::vector<Warp> warps;
-  ucontext_t scheduler;
+  jmp_buf scheduler;
   const std::function<void(int)>* body = nullptr;
   int current = 0;
   int num_over = 0;
@@ -55,7 +59,9 @@ thread_local WarpOrder warp_order = WarpOrder::kForward;
 Fiber& fiber() { return block->fibers[static_cast<size_t>(block->current)]; }
 Warp& warp() { return block->warps[static_cast<size_t>(block->current / kWarpLanes)]; }
 
-void yield() { swapcontext(&fiber().context, &block->scheduler); }
+void yield() {
+  if (_setjmp(fiber().here) == 0) _longjmp(block->scheduler, 1);
+}
 
 void complete_barrier() {
   if (block->num_arrived + block->num_over < static_cast<int>(block->fibers.size())) return;
@@ -78,7 +84,23 @@ void run_fiber() {
 void resume(int thread) {
   block->current = thread;
   threadIdx = {static_cast<unsigned>(thread), 0, 0};
-  swapcontext(&block->scheduler, &fiber().context);
+  if (_setjmp(block->scheduler) != 0) return;
+  Fiber& next = fiber();
+  if (next.has_started) _longjmp(next.here, 1);
+  next.has_started = true;
+  setcontext(&next.start);
+}
+
+void prepare(Fiber& fiber) {
+  if (fiber.stack == nullptr)
+    fiber.stack = std::make_unique_for_overwrite<std::byte[]>(kStackBytes);
+  fiber.exchanges = fiber.barriers = 0;
+  fiber.is_over = fiber.has_started = false;
+  getcontext(&fiber.start);
+  fiber.start.uc_stack.ss_sp = fiber.stack.get();
+  fiber.start.uc_stack.ss_size = kStackBytes;
+  fiber.start.uc_link = nullptr;
+  makecontext(&fiber.start, run_fiber, 0);
 }
 
 // Lets the lanes of a warp run until all of them wait for other warps, or are over.
@@ -98,7 +120,8 @@ void set_warp_order(WarpOrder order) { warp_order = order; }
 
 void run_block(int num_threads, const std::function<void(int)>& body) {
   static thread_local std::vector<Fiber> fibers;  // their stacks are kept
-  if (static_cast<int>(fibers.size()) < num_threads) fibers.resize(static_cast<size_t>(num_threads));
+  if (static_cast<int>(fibers.size()) < num_threads)
+    fibers.resize(static_cast<size_t>(num_threads));
   Block here;
   here.body = &body;
   here.fibers = std::move(fibers);
@@ -106,16 +129,8 @@ void run_block(int num_threads, const std::function<void(int)>& body) {
   const int num_warps = (num_threads + kWarpLanes - 1) / kWarpLanes;
   here.warps.resize(static_cast<size_t>(num_warps));
   block = &here;
+  for (Fiber& fiber : here.fibers) prepare(fiber);
   for (int thread = 0; thread < num_threads; ++thread) {
-    Fiber& fiber = here.fibers[static_cast<size_t>(thread)];
-    if (fiber.stack == nullptr) fiber.stack = std::make_unique_for_overwrite<std::byte[]>(kStackBytes);
-    fiber.exchanges = fiber.barriers = 0;
-    fiber.is_over = false;
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = kStackBytes;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, run_fiber, 0);
     ++here.warps[static_cast<size_t>(thread / kWarpLanes)].num_lanes;
   }
   int64_t steps_before = -1;

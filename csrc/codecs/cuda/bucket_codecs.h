@@ -3,37 +3,75 @@
 //
 //   StreamCodec  its payloads are in device memory, too (NCCL). Everything is enqueued on one
 //     stream and nothing waits: a payload that is not what its label says sets the workspace's
-//     `failed` instead of throwing.
+//     `failed` and `failure` instead of throwing.
 //   StagedCodec  its payloads are in host memory (gloo). Only they cross the bus, in parts, so that
 //     the copies of one part overlap the kernels of another; encode() returns when the payload is
 //     complete, decode() as soon as the payloads' memory may be used again.
 
 #include <memory>
-#include <span>
-#include <string>
 #include <vector>
 
-#include "codecs/bucket_codec.h"
+#include "codecs/bucket_layout.h"
 #include "codecs/codec.h"
+#include "codecs/cuda/device_bucket.h"
 #include "codecs/cuda/workspace.h"
 
 namespace fastcomm {
 
-// `memory` is device memory; the other arguments are those of BucketCodec.
-std::unique_ptr<Codec> make_stream_codec(const CodecSpec& spec, BucketMemory memory,
-                                         const std::vector<Run>& runs, float factor, int rank,
-                                         CudaWorkspace& workspace);
-std::unique_ptr<Codec> make_staged_codec(const CodecSpec& spec, BucketMemory memory,
-                                         const std::vector<Run>& runs, float factor, int rank,
-                                         CudaWorkspace& workspace);
+class StreamCodec final : public Codec {
+ public:
+  // `memory` is device memory; the other arguments are those of BucketCodec. `is_sealed` false, in
+  // benchmarks of the kernels: without headers and checksums, nothing is checked.
+  StreamCodec(const CodecSpec& spec, BucketMemory memory, const std::vector<Run>& runs,
+              float factor, int rank, CudaWorkspace& workspace, bool is_sealed = true)
+      : bucket_(spec, memory, runs, factor, rank, workspace),
+        workspace_(workspace),
+        is_sealed_(is_sealed) {}
 
-// What a device found wrong with a payload, in memory that host and device see. All zero: nothing.
-struct DeviceFailure {
-  uint32_t what;  // 1 + index of the header's field; see payload_failure_text()
-  uint32_t received;
-  uint32_t expected;
+  BucketShape shape() const override { return bucket_.layout().shape(); }
+  std::string describe() const override { return bucket_.layout().describe(); }
+  int64_t payload_bytes(ElementRange range) const override {
+    return bucket_.layout().payload_bytes(range);
+  }
+  void encode(ElementRange range, std::span<const std::span<const std::byte>> received,
+              std::span<const MessageLabel> received_labels, std::span<std::byte> payload,
+              const MessageLabel& label) override;
+  void decode(ElementRange range, std::span<const std::span<const std::byte>> payloads,
+              std::span<const MessageLabel> labels) override;
+
+ private:
+  void check(ElementRange range, std::span<const std::span<const std::byte>> payloads,
+             std::span<const MessageLabel> labels);
+
+  DeviceBucket bucket_;
+  CudaWorkspace& workspace_;
+  const bool is_sealed_;
 };
-// For people to read.
-std::string payload_failure_text(const DeviceFailure& failure);
+
+class StagedCodec final : public Codec {
+ public:
+  // As StreamCodec.
+  StagedCodec(const CodecSpec& spec, BucketMemory memory, const std::vector<Run>& runs,
+              float factor, int rank, CudaWorkspace& workspace)
+      : bucket_(spec, memory, runs, factor, rank, workspace), workspace_(workspace) {}
+
+  BucketShape shape() const override { return bucket_.layout().shape(); }
+  std::string describe() const override { return bucket_.layout().describe(); }
+  int64_t payload_bytes(ElementRange range) const override {
+    return bucket_.layout().payload_bytes(range);
+  }
+  void encode(ElementRange range, std::span<const std::span<const std::byte>> received,
+              std::span<const MessageLabel> received_labels, std::span<std::byte> payload,
+              const MessageLabel& label) override;
+  void decode(ElementRange range, std::span<const std::span<const std::byte>> payloads,
+              std::span<const MessageLabel> labels) override;
+
+ private:
+  DeviceBucket bucket_;
+  CudaWorkspace& workspace_;
+};
+
+// Throws PayloadError if `failure`, of a CudaWorkspace, is set.
+void throw_if_failed(const DeviceFailure& failure);
 
 }  // namespace fastcomm

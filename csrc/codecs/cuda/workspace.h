@@ -2,22 +2,38 @@
 // What the codecs keep on a device from call to call. One for each stream.
 
 #include <cstdint>
+#include <memory>
 
+#include "codecs/cuda/staging.h"
 #include "codecs/cuda/tables.h"
 #include "codecs/cuda/topk.h"
+#include "codecs/payload.h"
 #include "core/cuda.h"
 
 namespace fastcomm {
 
+// The first payload that was not what its label says, in memory that host and device see.
+struct DeviceFailure {
+  uint32_t is_set;
+  uint32_t received[kHeaderWords];
+  uint32_t expected[kHeaderWords];
+};
+
 struct CudaWorkspace {
   cudaStream_t stream = nullptr;
   DeviceAllocate allocate;
-  // Non-zero once a payload was not what it should be: from then on nothing but NaN is encoded and
-  // decoded, so that no rank goes on with a wrong sum. nullptr: payloads are checked elsewhere.
-  const uint32_t* failed = nullptr;
+  // Both nullptr: payloads are checked elsewhere. Else both zero at first; `failed` is a word in
+  // device memory. Once it is set, nothing but NaN is encoded and decoded, so that no rank goes on
+  // with a wrong sum.
+  uint32_t* failed = nullptr;
+  DeviceFailure* failure = nullptr;
+
   DeviceTables tables;
   CudaTopK topk;
-  DeviceBuffer payloads;  // staging, where payloads come from and go to the host
+  DeviceBuffer checksum_state;  // checksum.h
+  // Where payloads come from the host and go there.
+  DeviceBuffer payloads;
+  std::unique_ptr<StagingStreams> staging;
 };
 
 }  // namespace fastcomm

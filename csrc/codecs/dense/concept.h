@@ -47,7 +47,7 @@ template <class C>
 concept DenseCodec = requires(float value, uint32_t bits, BlockScale scale) {
   { C::kName } -> std::convertible_to<std::string_view>;
   { C::kWireId } -> std::convertible_to<uint8_t>;     // in the header of every payload
-  { C::kBlockElements } -> std::convertible_to<int>;  // a multiple of 64 elements and of a unit
+  { C::kBlockElements } -> std::convertible_to<int>;  // a multiple of 64, and 32 or more units
   { C::kElementsPerUnit } -> std::convertible_to<int>;
   { C::kScaledBy } -> std::convertible_to<ScaledBy>;
   // The block is encoded in the basis of rotation.h: for few levels, whose error would else
@@ -90,6 +90,7 @@ struct DenseCodecOfWireId;
   static_assert(Type::kWireId > 1 && Type::kWireId < ::fastcomm::kNumWireIds, "1 is top-k's"); \
   static_assert(Type::kBlockElements % 64 == 0);                                               \
   static_assert(Type::kBlockElements % Type::kElementsPerUnit == 0);                           \
+  static_assert(Type::kBlockElements / Type::kElementsPerUnit % 32 == 0, "a warp takes 32 units"); \
   template <>                                                                                  \
   struct fastcomm::DenseCodecOfWireId<Type::kWireId> {                                         \
     using type = Type;                                                                         \

@@ -4,14 +4,14 @@
 
 namespace fastcomm::FASTCOMM_LOOPS_NAMESPACE {
 
-// out = from_float(factor * sum)
+// out = to_result(factor * sum)
 template <class Element>
 FASTCOMM_INLINE_LOOP void scale_block(const float* __restrict__ sum, float factor, int count,
                                       Element* __restrict__ out) {
-  for (int i = 0; i < count; ++i) out[i] = from_float<Element>(sum[i] * factor);
+  for (int i = 0; i < count; ++i) out[i] = to_result<Element>(sum[i] * factor);
 }
 
-// out = from_float(factor * (decode(section 0) + decode(section 1) + ...)), of one block, padding
+// out = to_result(factor * (decode(section 0) + decode(section 1) + ...)), of one block, padding
 // included.
 template <class C, class Element>
 FASTCOMM_INLINE_LOOP void sum_block(const DecodeArguments& arguments, int64_t block, int count,
@@ -27,7 +27,7 @@ FASTCOMM_INLINE_LOOP void sum_block(const DecodeArguments& arguments, int64_t bl
     for (int plane = 0; plane < C::kElementsPerUnit; ++plane) {
       for (int unit = 0; unit < units; ++unit) {
         const float value = C::dequantize(code_in<C>(codes[unit], plane), scale);
-        out[plane * units + unit] = from_float<Element>(value * arguments.factor);
+        out[plane * units + unit] = to_result<Element>(value * arguments.factor);
       }
     }
     return;

@@ -163,8 +163,10 @@ FASTCOMM_INLINE_LOOP void encode_block(const EncodeArguments& arguments,
     if (arguments.num_received > kNumFused) largest = largest_magnitude(stash, padded_count);
   }
   // A codec without a level at zero decodes padding to something else.
-  std::memset(stash + block.count, 0,
-              static_cast<size_t>(C::kBlockElements - block.count) * sizeof(float));
+  if (block.count < C::kBlockElements) {
+    std::memset(stash + block.count, 0,
+                static_cast<size_t>(C::kBlockElements - block.count) * sizeof(float));
+  }
 
   BlockScale scale{};
   if constexpr (kHasScale<C>) {
@@ -172,11 +174,9 @@ FASTCOMM_INLINE_LOOP void encode_block(const EncodeArguments& arguments,
     if constexpr (C::kScaledBy == ScaledBy::kMeanMagnitude) {
       statistic = float_bits(mean_magnitude<C>(stash, block.count));
     }
-    const bool is_non_finite =
-        statistic >= (C::kIsRotated ? kLargestRotatableBits : kLargestScalableBits);
-    const bool is_negligible = statistic < kSmallestScalableBits;
-    if (is_non_finite || is_negligible) {
-      *block.scale = is_non_finite ? kNonFiniteScale : uint16_t{0};
+    *block.scale = choose_wire_scale<C>(statistic);
+    const bool is_non_finite = *block.scale == kNonFiniteScale;
+    if (is_non_finite || *block.scale == 0) {
       std::memset(block.codes, 0, static_cast<size_t>(block.units) * sizeof(typename C::Unit));
       if constexpr (kHasResidual) {
         if (is_non_finite) return;
@@ -188,7 +188,6 @@ FASTCOMM_INLINE_LOOP void encode_block(const EncodeArguments& arguments,
       }
       return;
     }
-    *block.scale = C::wire_scale(bits_float(statistic));
     scale = block_scale<C>(*block.scale);
   }
 

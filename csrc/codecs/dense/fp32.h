@@ -2,6 +2,7 @@
 // fp32: the values themselves. Nothing is left out, so that the residual is zero.
 
 #include "codecs/dense/concept.h"
+#include "core/dtype.h"
 
 namespace fastcomm {
 
@@ -15,9 +16,8 @@ struct Fp32 {
   using Unit = uint32_t;
 
   FASTCOMM_HOST_DEVICE static Quantized quantize(float value, BlockScale) {
-    // One NaN for all processors, which differ in the sign of theirs.
-    const uint32_t code = magnitude_bits(value) > kInfinityBits ? 0x7fc00000u : float_bits(value);
-    return {code, bits_float(code)};
+    const float sent = with_one_nan(value);
+    return {float_bits(sent), sent};
   }
   FASTCOMM_HOST_DEVICE static float dequantize(uint32_t code, BlockScale) {
     return bits_float(code);

@@ -8,7 +8,7 @@
 
 #include "codecs/dense/codecs.h"
 #include "codecs/dense/kernels.h"
-#include "codecs/payload.h"
+#include "codecs/dense/section.h"
 #include "core/loops.inl"
 // After core/loops.inl; each builds on those before it.
 #include "codecs/dense/sections.inl"

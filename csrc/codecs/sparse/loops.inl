@@ -24,7 +24,7 @@ void accumulate_non_finite(const Element* gradient, float* residual, int count,
     const uint32_t index = first_index + static_cast<uint32_t>(i);
     const float value = to_float(gradient[i]) + (residual != nullptr ? residual[i] : 0.0f);
     if (!is_finite(value)) {
-      candidates.non_finite->push_back({index, value});
+      candidates.non_finite->push_back({index, with_one_nan(value)});
       continue;
     }
     const bool is_stored =
@@ -105,12 +105,12 @@ FASTCOMM_LOOPS_TARGET void write_elements(const float* __restrict__ sum, float f
   if (streams) {
     alignas(64) Element stash[kChunk];
     for (; first + kChunk <= num_elements; first += kChunk) {
-      for (int i = 0; i < kChunk; ++i) stash[i] = from_float<Element>(sum[first + i] * factor);
+      for (int i = 0; i < kChunk; ++i) stash[i] = to_result<Element>(sum[first + i] * factor);
       stream(stash, out + first, kChunk);
     }
     FASTCOMM_LOOPS_STREAM_END();
   }
-  for (int64_t i = first; i < num_elements; ++i) out[i] = from_float<Element>(sum[i] * factor);
+  for (int64_t i = first; i < num_elements; ++i) out[i] = to_result<Element>(sum[i] * factor);
 }
 
 inline void write(DType dtype, const float* sum, float factor, bool streams, void* out,

@@ -5,11 +5,11 @@
 // the lowest index, and zeros are never selected. So the selection is unique: it depends neither
 // on the instruction set nor on how it was found.
 //
-//   sample     1/16 to 1/256 of the values gives a threshold that slightly more than k values
-//   exceed one pass   accumulates and compacts the candidates above the threshold (TopKKernels);
-//   each
-//              thread takes one part of the index space
-//   refine     a selection among the candidates, in cache, finds exactly k
+// Three steps:
+// - sample: 1/16 to 1/256 of the values gives a threshold that slightly more than k values exceed;
+// - one pass accumulates and compacts the candidates above the threshold (TopKKernels); each thread
+//   takes one part of the index space;
+// - refine: a selection among the candidates, in cache, finds exactly k.
 //
 // Where the sample misjudged (fewer than k candidates, or far too many: ties), or a value is not
 // finite, an exact selection over all values takes over.

@@ -66,21 +66,6 @@ int64_t for_each_entry(const SectionView<const std::byte>& view, int64_t k, int6
   return end;
 }
 
-// Throws PayloadError if a section would lead out of bounds, or back.
-void check_section(const SectionView<const std::byte>& view, int64_t k, int64_t num_elements) {
-  int64_t entry = 0;
-  for (int64_t sub_block = 0; sub_block < num_sub_blocks(num_elements); ++sub_block) {
-    int64_t previous = -1;
-    entry = for_each_entry(view, k, num_elements, sub_block, entry, [&](uint16_t offset, float) {
-      if (offset <= previous) {
-        FASTCOMM_THROW(PayloadError, "top-k payload has offset " << offset << " after " << previous
-                                                                 << ": it is malformed");
-      }
-      previous = offset;
-    });
-  }
-}
-
 }  // namespace
 
 int64_t topk_count(double density, int64_t num_elements) {
@@ -93,6 +78,21 @@ int64_t topk_count(double density, int64_t num_elements) {
 int64_t topk_section_bytes(int64_t k, int64_t num_elements) {
   const int64_t counts_bytes = align_up(num_sub_blocks(num_elements) * 4, kSectionAlignment);
   return counts_bytes + 2 * align_up(k * 2, kSectionAlignment);
+}
+
+void check_topk_section(const std::byte* section, int64_t k, int64_t num_elements) {
+  const SectionView<const std::byte> view(section, k, num_elements);
+  int64_t entry = 0;
+  for (int64_t sub_block = 0; sub_block < num_sub_blocks(num_elements); ++sub_block) {
+    int64_t previous = -1;
+    entry = for_each_entry(view, k, num_elements, sub_block, entry, [&](uint16_t offset, float) {
+      if (offset <= previous) {
+        FASTCOMM_THROW(PayloadError, "top-k payload has offset " << offset << " after " << previous
+                                                                 << ": it is malformed");
+      }
+      previous = offset;
+    });
+  }
 }
 
 std::span<const TopKPiece> TopKEncoder::with_residuals(std::span<const TopKPiece> pieces) {
@@ -139,7 +139,7 @@ void TopKEncoder::encode(const TopKExecution& execution, DType dtype,
   // All of them first: an error leaves the residuals as they were.
   const int64_t num_elements = num_elements_of(pieces);
   for (const std::byte* payload : received) {
-    check_section({payload, k, num_elements}, k, num_elements);
+    check_topk_section(payload, k, num_elements);
   }
   if (!received.empty()) pieces = with_residuals(pieces);
   for (const std::byte* payload : received) add_received(dtype, pieces, k, payload);

@@ -29,6 +29,9 @@ int64_t topk_count(double density, int64_t num_elements);
 
 int64_t topk_section_bytes(int64_t k, int64_t num_elements);
 
+// Throws PayloadError if a section would lead out of bounds, or back.
+void check_topk_section(const std::byte* section, int64_t k, int64_t num_elements);
+
 class TopKEncoder {
  public:
   // Adds `received` (sections of the same k, or none) to the residuals, selects, writes `section`,

@@ -1,0 +1,156 @@
+// Compiled where CUDA is; no_cuda_codecs.cpp elsewhere.
+
+#include <c10/cuda/CUDAGraphsC10Utils.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include <atomic>
+
+#include "bindings/device_codecs.h"
+#include "codecs/cuda/bucket_codecs.h"
+#include "core/cuda.h"
+#include "core/pages.h"
+
+namespace fastcomm {
+namespace {
+
+using Payloads = std::span<const std::span<const std::byte>>;
+
+// Memory of torch's allocator, so that it counts as torch's, for what is enqueued on `stream`.
+std::shared_ptr<std::byte> allocate_for(const c10::cuda::CUDAStream& stream, int64_t bytes) {
+  const c10::cuda::CUDAStreamGuard guard(stream);
+  auto tensor = std::make_shared<at::Tensor>(
+      at::empty({bytes}, at::TensorOptions().dtype(at::kByte).device(stream.device())));
+  return {tensor, static_cast<std::byte*>(tensor->data_ptr())};
+}
+
+// A word on the device, which kernels look at, and the details where the host can look at them
+// without asking the device.
+class CudaFailureRecord final : public FailureRecord {
+ public:
+  explicit CudaFailureRecord(c10::Device device)
+      : word_(allocate_for(c10::cuda::getCurrentCUDAStream(device.index()), sizeof(uint32_t))) {
+    const c10::cuda::CUDAGuard guard(device);
+    void* details = nullptr;
+    FASTCOMM_CUDA_CHECK(cudaHostAlloc(&details, sizeof(DeviceFailure),
+                                      cudaHostAllocMapped | cudaHostAllocPortable));
+    details_ = {new (details) DeviceFailure{}, [](DeviceFailure* memory) { cudaFreeHost(memory); }};
+    void* visible = nullptr;
+    FASTCOMM_CUDA_CHECK(cudaHostGetDevicePointer(&visible, details, 0));
+    details_on_device_ = static_cast<DeviceFailure*>(visible);
+    FASTCOMM_CUDA_CHECK(cudaMemset(word_.get(), 0, sizeof(uint32_t)));
+    // Whichever streams come to use it.
+    FASTCOMM_CUDA_CHECK(cudaDeviceSynchronize());
+  }
+
+  void check() const override {
+    // A device writes it, behind the compiler's back.
+    if (std::atomic_ref(details_->is_set).load(std::memory_order_acquire) == 0) return;
+    throw_if_failed(*details_);
+  }
+
+  uint32_t* word() const { return reinterpret_cast<uint32_t*>(word_.get()); }
+  DeviceFailure* details_on_device() const { return details_on_device_; }
+
+ private:
+  std::shared_ptr<std::byte> word_;
+  std::shared_ptr<DeviceFailure> details_;
+  DeviceFailure* details_on_device_ = nullptr;
+};
+
+class CudaStreamCodec final : public SectionCodec {
+ public:
+  CudaStreamCodec(const CodecSpec& spec, BucketMemory memory, const std::vector<Run>& runs,
+                  float factor, int rank, CudaWorkspace& workspace)
+      : codec_(spec, memory, runs, factor, rank, workspace) {}
+
+  BucketShape shape() const override { return codec_.shape(); }
+  std::string describe() const override { return codec_.describe(); }
+  int64_t payload_bytes(ElementRange range) const override { return codec_.payload_bytes(range); }
+  void encode(ElementRange range, Payloads received, std::span<const MessageLabel> received_labels,
+              std::span<std::byte> payload, const MessageLabel& label) override {
+    codec_.encode(range, received, received_labels, payload, label);
+  }
+  void decode(ElementRange range, Payloads payloads,
+              std::span<const MessageLabel> labels) override {
+    codec_.decode(range, payloads, labels);
+  }
+  void encode_sections(ElementRange range, Payloads received, std::span<std::byte> payload,
+                       const MessageLabel& label) override {
+    codec_.encode_sections(range, received, payload, label);
+  }
+  void decode_sections(ElementRange range, Payloads payloads) override {
+    codec_.decode_sections(range, payloads);
+  }
+
+ private:
+  StreamCodec codec_;
+};
+
+class CudaCodecs final : public DeviceCodecs {
+ public:
+  CudaCodecs(c10::Stream stream, std::shared_ptr<FailureRecord> record)
+      : stream_(c10::cuda::CUDAStream(stream)), record_(std::move(record)) {
+    workspace_.stream = stream_.stream();
+    workspace_.allocate = [stream = stream_](int64_t bytes) { return allocate_for(stream, bytes); };
+    if (record_ == nullptr) return;
+    const auto& failures = dynamic_cast<const CudaFailureRecord&>(*record_);
+    workspace_.failed = failures.word();
+    workspace_.failure = failures.details_on_device();
+  }
+
+  c10::Stream stream() const override { return stream_.unwrap(); }
+  bool is_capturing() const override {
+    const c10::cuda::CUDAStreamGuard guard(stream_);
+    return c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
+  }
+  void synchronize() const override { stream_.synchronize(); }
+  std::shared_ptr<std::byte> allocate(int64_t bytes) override {
+    return allocate_for(stream_, bytes);
+  }
+
+  std::unique_ptr<SectionCodec> stream_codec(const CodecSpec& spec, BucketMemory memory,
+                                             const std::vector<Run>& runs, float factor,
+                                             int rank) override {
+    return std::make_unique<CudaStreamCodec>(spec, memory, runs, factor, rank, workspace_);
+  }
+  std::unique_ptr<Codec> staged_codec(const CodecSpec& spec, BucketMemory memory,
+                                      const std::vector<Run>& runs, float factor,
+                                      int rank) override {
+    return std::make_unique<StagedCodec>(spec, memory, runs, factor, rank, workspace_);
+  }
+
+ private:
+  const c10::cuda::CUDAStream stream_;
+  std::shared_ptr<FailureRecord> record_;
+  CudaWorkspace workspace_;
+};
+
+}  // namespace
+
+const bool has_cuda = true;
+
+std::shared_ptr<FailureRecord> make_failure_record(c10::Device device) {
+  return std::make_shared<CudaFailureRecord>(device);
+}
+
+std::unique_ptr<DeviceCodecs> make_device_codecs(c10::Stream stream,
+                                                 std::shared_ptr<FailureRecord> record) {
+  return std::make_unique<CudaCodecs>(stream, std::move(record));
+}
+
+std::shared_ptr<std::byte> allocate_pinned(int64_t bytes) {
+  struct Pinned {
+    explicit Pinned(int64_t bytes) : pages(bytes) {
+      FASTCOMM_CUDA_CHECK(
+          cudaHostRegister(pages.data(), static_cast<size_t>(bytes), cudaHostRegisterPortable));
+    }
+    ~Pinned() { cudaHostUnregister(pages.data()); }
+    Pages pages;
+  };
+  if (bytes == 0) return nullptr;
+  auto pinned = std::make_shared<Pinned>(bytes);
+  return {pinned, pinned->pages.data()};
+}
+
+}  // namespace fastcomm

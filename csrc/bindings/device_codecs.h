@@ -1,0 +1,78 @@
+#pragma once
+// Codecs of buckets on a GPU, for code that knows torch's streams and nothing of CUDA.
+// cuda_codecs.cpp; where fastcomm is built for the CPU only, no_cuda_codecs.cpp.
+
+#include <ATen/ATen.h>
+#include <c10/core/Stream.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "codecs/bucket_codec.h"
+
+namespace fastcomm {
+
+extern const bool has_cuda;
+
+// What a device found wrong with the payloads of stream codecs. Once there is something, none of
+// the codecs that share a record goes on with a sum: they give NaN.
+class FailureRecord {
+ public:
+  virtual ~FailureRecord() = default;
+  // Throws PayloadError if something was found so far. Does not wait for the device.
+  virtual void check() const = 0;
+};
+
+// A codec with what benchmarks of kernels call: encode() and decode() without headers and
+// checksums.
+class SectionCodec : public Codec {
+ public:
+  virtual void encode_sections(ElementRange range,
+                               std::span<const std::span<const std::byte>> received,
+                               std::span<std::byte> payload, const MessageLabel& label) = 0;
+  virtual void decode_sections(ElementRange range,
+                               std::span<const std::span<const std::byte>> payloads) = 0;
+};
+
+// What codecs keep on a device from call to call, for one stream.
+class DeviceCodecs {
+ public:
+  virtual ~DeviceCodecs() = default;
+
+  virtual c10::Stream stream() const = 0;
+  // Whether the stream records a CUDA graph at the moment.
+  virtual bool is_capturing() const = 0;
+  // Waits until what was enqueued on the stream is done.
+  virtual void synchronize() const = 0;
+  // Device memory of the stream: what is enqueued there may use it.
+  virtual std::shared_ptr<std::byte> allocate(int64_t bytes) = 0;
+
+  // codecs/cuda/bucket_codecs.h. The bucket is in device memory, used on the stream; the payloads
+  // are in device memory (stream codec) or in host memory (staged codec).
+  virtual std::unique_ptr<SectionCodec> stream_codec(const CodecSpec& spec, BucketMemory memory,
+                                                     const std::vector<Run>& runs, float factor,
+                                                     int rank) = 0;
+  virtual std::unique_ptr<Codec> staged_codec(const CodecSpec& spec, BucketMemory memory,
+                                              const std::vector<Run>& runs, float factor,
+                                              int rank) = 0;
+};
+
+// All throw Error where fastcomm is built for the CPU only.
+std::shared_ptr<FailureRecord> make_failure_record(c10::Device device);
+// `record`: nullptr if there will be staged codecs only, which throw what they find.
+std::unique_ptr<DeviceCodecs> make_device_codecs(c10::Stream stream,
+                                                 std::shared_ptr<FailureRecord> record);
+// Host memory to and from which devices copy fastest.
+std::shared_ptr<std::byte> allocate_pinned(int64_t bytes);
+
+// The calling thread's current stream, and one of torch's pool of urgent ones.
+c10::Stream current_stream(c10::Device device);
+c10::Stream side_stream(c10::Device device);
+
+// Memory of a bucket with its residual, if any. Throws Error unless the dtype is known.
+BucketMemory memory_of(const at::Tensor& bucket, const std::optional<at::Tensor>& residual);
+DType dtype_of(const at::Tensor& tensor);
+
+}  // namespace fastcomm

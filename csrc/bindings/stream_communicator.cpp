@@ -1,0 +1,103 @@
+#include "bindings/stream_communicator.h"
+
+#include <c10/core/Event.h>
+#include <c10/core/StreamGuard.h>
+
+#include "core/check.h"
+
+namespace fastcomm {
+namespace {
+
+constexpr int kNumLanes = 2;
+
+}  // namespace
+
+StreamCommunicator::StreamCommunicator(c10::intrusive_ptr<c10d::Backend> backend,
+                                       c10::Device device)
+    : device_(device),
+      backend_(backend),
+      groups_(std::move(backend), device),
+      failures_(make_failure_record(device)) {
+  for (int i = 0; i < kNumLanes; ++i) {
+    auto lane = std::make_unique<Lane>();
+    lane->codecs = make_device_codecs(side_stream(device), failures_);
+    lane->buffers.take_memory_from(
+        [codecs = lane->codecs.get()](int64_t bytes) { return codecs->allocate(bytes); });
+    lanes_.push_back(std::move(lane));
+  }
+}
+
+StreamCommunicator::~StreamCommunicator() {
+  try {
+    for (const auto& lane : lanes_) lane->codecs->synchronize();
+  } catch (const std::exception&) {
+    // The device has failed; who uses it next is told.
+  }
+  close();
+}
+
+void StreamCommunicator::abort() {
+  const std::lock_guard lock(mutex_);
+  close();
+}
+
+void StreamCommunicator::close() {
+  if (lanes_.empty()) return;
+  try {
+    // Not shutdown(), for which the ranks would have to come at the same time.
+    if (backend_) backend_->abort();
+  } catch (const std::exception&) {
+    // It is given up anyway.
+  }
+  lanes_.clear();
+}
+
+c10::Stream StreamCommunicator::all_reduce(const at::Tensor& bucket,
+                                           const std::optional<at::Tensor>& residual,
+                                           const BucketPlan& plan, float factor, ExchangeId id) {
+  FASTCOMM_CHECK(
+      bucket.device() == device_,
+      "the tensor is on " << bucket.device() << ", but the ranks are connected for " << device_);
+  const std::lock_guard lock(mutex_);
+  FASTCOMM_CHECK(!lanes_.empty(), "the communicator is closed");
+  FASTCOMM_CHECK(failure_.empty(),
+                 "an earlier synchronization failed, so that the ranks are out of step; restart "
+                 "from a checkpoint. The failure: "
+                     << failure_);
+  const int index = id.bucket % kNumLanes;
+  Lane& lane = *lanes_[static_cast<size_t>(index)];
+  try {
+    failures_->check();
+    exchange(lane, index, bucket, residual, plan, factor, id);
+  } catch (const std::exception& error) {
+    failure_ = error.what();
+    throw;
+  }
+  return lane.codecs->stream();
+}
+
+void StreamCommunicator::exchange(Lane& lane, int lane_index, const at::Tensor& bucket,
+                                  const std::optional<at::Tensor>& residual, const BucketPlan& plan,
+                                  float factor, ExchangeId id) {
+  const c10::Stream stream = lane.codecs->stream();
+  c10::Event ready(device_.type());
+  ready.record(current_stream(device_));
+  ready.block(stream);
+  const c10::StreamGuard guard(stream);
+  lane.buffers.keep_memory(lane.codecs->is_capturing());
+
+  const auto codec = lane.codecs->stream_codec(plan.codec, memory_of(bucket, residual), plan.runs,
+                                               factor, groups_.rank());
+  Measurements measurements;
+  std::vector<TraceEvent> trace;
+  PairedTransport transport(groups_);
+  Exchange exchange(*codec, transport, lane.buffers, measurements, id,
+                    record_.is_traced() ? &trace : nullptr);
+  // Before anything uses them: also if this fails half-way, their memory must stay until then.
+  bucket.record_stream(stream);
+  if (residual) residual->record_stream(stream);
+  plan.schedule->run(exchange);
+  record_.add(measurements, trace, lane_index, id);
+}
+
+}  // namespace fastcomm

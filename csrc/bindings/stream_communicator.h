@@ -1,0 +1,76 @@
+#pragma once
+// Runs all-reduces of buckets on a GPU over NCCL. No thread and no wait: the caller's thread
+// enqueues everything, kernels on a stream of their own and messages on NCCL's.
+//
+// Bucket b uses lane b modulo their number, with its own stream and memory: one bucket encodes
+// while another is on the wire. NCCL executes the messages of all lanes in the order of the calls,
+// which is the same on every rank.
+//
+// The ranks' first messages say nothing about what they are about to do (opening.h): the host would
+// have to wait for them. Callers compare notes before they do something new; a device checks what
+// it receives, and what it finds is reported by the calls that follow.
+//
+// Can be captured in a CUDA graph: call it a few times before, with the same buckets. What a graph
+// replays has the step number of its capture.
+
+#include <ATen/ATen.h>
+
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <torch/csrc/distributed/c10d/Backend.hpp>
+#include <vector>
+
+#include "bindings/bucket_plan.h"
+#include "bindings/device_codecs.h"
+#include "bindings/exchange_record.h"
+#include "bindings/nccl_groups.h"
+
+namespace fastcomm {
+
+class StreamCommunicator {
+ public:
+  // `backend`: NCCL, used by nobody else; nullptr for a group of one rank.
+  StreamCommunicator(c10::intrusive_ptr<c10d::Backend> backend, c10::Device device);
+  // Waits for what is enqueued. The caller must not hold the GIL.
+  ~StreamCommunicator();
+
+  int rank() const { return groups_.rank(); }
+  c10::Device device() const { return device_; }
+
+  // Enqueues bucket = factor * sum, after what is enqueued on the caller's current stream. Returns
+  // the stream on which that happens. Throws PayloadError if a device found an earlier payload
+  // wrong, Error if something else failed earlier: the ranks are out of step since.
+  c10::Stream all_reduce(const at::Tensor& bucket, const std::optional<at::Tensor>& residual,
+                         const BucketPlan& plan, float factor, ExchangeId id);
+
+  // Seconds are the host's, that it took to enqueue.
+  ExchangeRecord& record() { return record_; }
+  const ExchangeRecord& record() const { return record_; }
+
+  // Ends what is under way. The caller must not hold the GIL.
+  void abort();
+
+ private:
+  struct Lane {
+    std::unique_ptr<DeviceCodecs> codecs;
+    PayloadBuffers buffers;
+  };
+
+  void exchange(Lane& lane, int lane_index, const at::Tensor& bucket,
+                const std::optional<at::Tensor>& residual, const BucketPlan& plan, float factor,
+                ExchangeId id);
+  void close();
+
+  const c10::Device device_;
+  c10::intrusive_ptr<c10d::Backend> backend_;
+  NcclGroups groups_;
+  std::shared_ptr<FailureRecord> failures_;
+  ExchangeRecord record_;
+  std::mutex mutex_;                          // guards the rest
+  std::vector<std::unique_ptr<Lane>> lanes_;  // none: closed
+  std::string failure_;                       // of the first exchange that failed
+};
+
+}  // namespace fastcomm
