@@ -41,6 +41,17 @@ CallWorkspace::Device& CallWorkspace::on(c10::Device device) {
   return found;
 }
 
+void CallWorkspace::check(c10::Device device) {
+  const Device& used = on(device);
+  used.codecs->synchronize();
+  try {
+    used.failures->check();
+  } catch (const PayloadError&) {
+    devices.clear();  // its codecs would go on to give NaN
+    throw;
+  }
+}
+
 namespace {
 
 void check_on_cpu(const at::Tensor& tensor, const char* what) {
@@ -61,10 +72,42 @@ std::span<std::byte> bytes_on(c10::Device device, const at::Tensor& payload) {
   return bytes_of(payload);
 }
 
-BucketMemory checked_memory(const at::Tensor& tensor, const std::optional<at::Tensor>& residual) {
+// BucketCodec without headers and checksums.
+class BareBucketCodec final : public Codec {
+ public:
+  explicit BareBucketCodec(BucketCodec codec) : codec_(std::move(codec)) {}
+
+  BucketShape shape() const override { return codec_.shape(); }
+  std::string describe() const override { return codec_.describe(); }
+  int64_t payload_bytes(ElementRange range) const override { return codec_.payload_bytes(range); }
+  void encode(ElementRange range, std::span<const std::span<const std::byte>> received,
+              std::span<const MessageLabel> /*received_labels*/, std::span<std::byte> payload,
+              const MessageLabel& label) override {
+    codec_.encode_sections(range, received, payload, label);
+  }
+  void decode(ElementRange range, std::span<const std::span<const std::byte>> payloads,
+              std::span<const MessageLabel> /*labels*/) override {
+    codec_.decode_sections(range, payloads);
+  }
+
+ private:
+  BucketCodec codec_;
+};
+
+// The codec of a tensor, with payloads on its device.
+std::unique_ptr<Codec> make_codec(const CodecSpec& spec, const at::Tensor& tensor,
+                                  const std::optional<at::Tensor>& residual,
+                                  CallWorkspace& workspace, bool sealed) {
   check_memory(tensor, "tensor");
   check_residual(residual, tensor);
-  return memory_of(tensor, residual);
+  const BucketMemory memory = memory_of(tensor, residual);
+  if (!tensor.is_cpu()) {
+    DeviceCodecs& codecs = *workspace.on(tensor.device()).codecs;
+    return codecs.stream_codec(spec, memory, {}, 1.0f, 0, sealed);
+  }
+  BucketCodec codec(spec, memory, {}, 1.0f, 0, workspace.cpu);
+  if (sealed) return std::make_unique<BucketCodec>(std::move(codec));
+  return std::make_unique<BareBucketCodec>(std::move(codec));
 }
 
 // Payloads of slices, one after another, as the ring cuts a bucket: for the codecs' users and their
@@ -96,69 +139,6 @@ void check_payload_size(std::span<const std::byte> payload, const Slices& slices
                  "the payload has " << payload.size() << " bytes, not " << slices.bytes);
 }
 
-template <class AnyCodec>
-void encode_with(AnyCodec& codec, const at::Tensor& tensor, const std::vector<at::Tensor>& received,
-                 const at::Tensor& payload, bool sliced, bool sealed) {
-  const Slices slices(codec, !sliced);
-  const std::span<std::byte> bytes = bytes_on(tensor.device(), payload);
-  check_payload_size(bytes, slices);
-  for (const at::Tensor& other : received) {
-    check_payload_size(bytes_on(tensor.device(), other), slices);
-  }
-  const std::vector<MessageLabel> labels(received.size());
-  std::vector<std::span<const std::byte>> received_slices(received.size());
-  for (size_t i = 0; i < slices.ranges.size(); ++i) {
-    for (size_t r = 0; r < received.size(); ++r) {
-      received_slices[r] = slices.payload<std::byte>(codec, bytes_of(received[r]), i);
-    }
-    const std::span<std::byte> slice = slices.payload<std::byte>(codec, bytes, i);
-    if (sealed) {
-      codec.encode(slices.ranges[i], received_slices, labels, slice, {});
-    } else {
-      codec.encode_sections(slices.ranges[i], received_slices, slice, {});
-    }
-  }
-}
-
-template <class AnyCodec>
-void decode_with(AnyCodec& codec, const at::Tensor& payload, const at::Tensor& out, bool sliced,
-                 bool sealed) {
-  const Slices slices(codec, !sliced);
-  const std::span<const std::byte> bytes = bytes_on(out.device(), payload);
-  const MessageLabel label;
-  if (!sliced) {  // of any size: the header's check says what is wrong
-    return codec.decode(slices.ranges[0], {&bytes, 1}, {&label, 1});
-  }
-  check_payload_size(bytes, slices);
-  for (size_t i = 0; i < slices.ranges.size(); ++i) {
-    const std::span<const std::byte> slice = slices.payload<const std::byte>(codec, bytes, i);
-    if (sealed) {
-      codec.decode(slices.ranges[i], {&slice, 1}, {&label, 1});
-    } else {
-      codec.decode_sections(slices.ranges[i], {&slice, 1});
-    }
-  }
-}
-
-void decode_on_device(const CodecSpec& spec, const at::Tensor& payload, const at::Tensor& out,
-                      CallWorkspace& workspace, bool sliced, bool sealed) {
-  auto& [failures, codecs] = workspace.on(out.device());
-  const auto codec = codecs->stream_codec(spec, memory_of(out, std::nullopt), {}, 1.0f, 0);
-  if (!sliced && payload.numel() != codec->payload_bytes({0, out.numel()})) {
-    // The device would read past its end. The CPU says what is wrong, by the header if it can.
-    return decode(spec, payload.cpu(), out.cpu(), workspace, sliced, sealed);
-  }
-  decode_with(*codec, payload, out, sliced, sealed);
-  if (sliced && !sealed) return;
-  codecs->synchronize();
-  try {
-    failures->check();
-  } catch (const PayloadError&) {
-    workspace.devices.clear();  // they would go on to give NaN
-    throw;
-  }
-}
-
 }  // namespace
 
 int64_t payload_bytes(const CodecSpec& spec, int64_t num_elements, bool sliced,
@@ -177,22 +157,43 @@ int64_t claimed_num_elements(const at::Tensor& payload) {
 void encode(const CodecSpec& spec, const at::Tensor& tensor,
             const std::optional<at::Tensor>& residual, const std::vector<at::Tensor>& received,
             const at::Tensor& payload, CallWorkspace& workspace, bool sliced, bool sealed) {
-  const BucketMemory memory = checked_memory(tensor, residual);
-  if (tensor.is_cpu()) {
-    BucketCodec codec(spec, memory, {}, 1.0f, 0, workspace.cpu);
-    return encode_with(codec, tensor, received, payload, sliced, sealed);
+  const auto codec = make_codec(spec, tensor, residual, workspace, sealed);
+  const Slices slices(*codec, !sliced);
+  const std::span<std::byte> bytes = bytes_on(tensor.device(), payload);
+  check_payload_size(bytes, slices);
+  for (const at::Tensor& other : received) {
+    check_payload_size(bytes_on(tensor.device(), other), slices);
   }
-  DeviceCodecs& codecs = *workspace.on(tensor.device()).codecs;
-  const auto codec = codecs.stream_codec(spec, memory, {}, 1.0f, 0);
-  encode_with(*codec, tensor, received, payload, sliced, sealed);
+  const std::vector<MessageLabel> labels(received.size());
+  std::vector<std::span<const std::byte>> received_slices(received.size());
+  for (size_t i = 0; i < slices.ranges.size(); ++i) {
+    for (size_t r = 0; r < received.size(); ++r) {
+      received_slices[r] = slices.payload<std::byte>(*codec, bytes_of(received[r]), i);
+    }
+    codec->encode(slices.ranges[i], received_slices, labels,
+                  slices.payload<std::byte>(*codec, bytes, i), {});
+  }
 }
 
 void decode(const CodecSpec& spec, const at::Tensor& payload, const at::Tensor& out,
             CallWorkspace& workspace, bool sliced, bool sealed) {
-  const BucketMemory memory = checked_memory(out, std::nullopt);
-  if (!out.is_cpu()) return decode_on_device(spec, payload, out, workspace, sliced, sealed);
-  BucketCodec codec(spec, memory, {}, 1.0f, 0, workspace.cpu);
-  decode_with(codec, payload, out, sliced, sealed);
+  const auto codec = make_codec(spec, out, std::nullopt, workspace, sealed);
+  const Slices slices(*codec, !sliced);
+  const std::span<const std::byte> bytes = bytes_on(out.device(), payload);
+  const MessageLabel label;
+  const bool is_whole = !sliced && sealed;
+  if (!is_whole) check_payload_size(bytes, slices);
+  if (is_whole && !out.is_cpu() && payload.numel() != codec->payload_bytes(slices.ranges[0])) {
+    // A device would read past its end. The CPU says what is wrong, by the header if it can.
+    return decode(spec, payload.cpu(), out.cpu(), workspace, sliced, sealed);
+  }
+  for (size_t i = 0; i < slices.ranges.size(); ++i) {
+    // One of any size on the CPU: the header's check says what is wrong.
+    const std::span<const std::byte> slice =
+        is_whole ? bytes : slices.payload<const std::byte>(*codec, bytes, i);
+    codec->decode(slices.ranges[i], {&slice, 1}, {&label, 1});
+  }
+  if (sealed && !out.is_cpu()) workspace.check(out.device());
 }
 
 void copy_streamed(const at::Tensor& out, const at::Tensor& tensor, CallWorkspace& workspace) {

@@ -32,6 +32,8 @@ struct CallWorkspace {
   };
   // Of the current stream of a GPU.
   Device& on(c10::Device device);
+  // Waits for what was enqueued there. Throws PayloadError if the device found a payload wrong.
+  void check(c10::Device device);
 
   CodecWorkspace cpu;
   std::map<std::pair<c10::DeviceIndex, c10::StreamId>, Device> devices;

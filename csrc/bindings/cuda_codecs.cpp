@@ -14,8 +14,6 @@
 namespace fastcomm {
 namespace {
 
-using Payloads = std::span<const std::span<const std::byte>>;
-
 // Memory of torch's allocator, so that it counts as torch's, for what is enqueued on `stream`.
 std::shared_ptr<std::byte> allocate_for(const c10::cuda::CUDAStream& stream, int64_t bytes) {
   const c10::cuda::CUDAStreamGuard guard(stream);
@@ -58,35 +56,6 @@ class CudaFailureRecord final : public FailureRecord {
   DeviceFailure* details_on_device_ = nullptr;
 };
 
-class CudaStreamCodec final : public SectionCodec {
- public:
-  CudaStreamCodec(const CodecSpec& spec, BucketMemory memory, const std::vector<Run>& runs,
-                  float factor, int rank, CudaWorkspace& workspace)
-      : codec_(spec, memory, runs, factor, rank, workspace) {}
-
-  BucketShape shape() const override { return codec_.shape(); }
-  std::string describe() const override { return codec_.describe(); }
-  int64_t payload_bytes(ElementRange range) const override { return codec_.payload_bytes(range); }
-  void encode(ElementRange range, Payloads received, std::span<const MessageLabel> received_labels,
-              std::span<std::byte> payload, const MessageLabel& label) override {
-    codec_.encode(range, received, received_labels, payload, label);
-  }
-  void decode(ElementRange range, Payloads payloads,
-              std::span<const MessageLabel> labels) override {
-    codec_.decode(range, payloads, labels);
-  }
-  void encode_sections(ElementRange range, Payloads received, std::span<std::byte> payload,
-                       const MessageLabel& label) override {
-    codec_.encode_sections(range, received, payload, label);
-  }
-  void decode_sections(ElementRange range, Payloads payloads) override {
-    codec_.decode_sections(range, payloads);
-  }
-
- private:
-  StreamCodec codec_;
-};
-
 class CudaCodecs final : public DeviceCodecs {
  public:
   CudaCodecs(c10::Stream stream, std::shared_ptr<FailureRecord> record)
@@ -109,10 +78,10 @@ class CudaCodecs final : public DeviceCodecs {
     return allocate_for(stream_, bytes);
   }
 
-  std::unique_ptr<SectionCodec> stream_codec(const CodecSpec& spec, BucketMemory memory,
-                                             const std::vector<Run>& runs, float factor,
-                                             int rank) override {
-    return std::make_unique<CudaStreamCodec>(spec, memory, runs, factor, rank, workspace_);
+  std::unique_ptr<Codec> stream_codec(const CodecSpec& spec, BucketMemory memory,
+                                      const std::vector<Run>& runs, float factor, int rank,
+                                      bool is_sealed) override {
+    return std::make_unique<StreamCodec>(spec, memory, runs, factor, rank, workspace_, is_sealed);
   }
   std::unique_ptr<Codec> staged_codec(const CodecSpec& spec, BucketMemory memory,
                                       const std::vector<Run>& runs, float factor,

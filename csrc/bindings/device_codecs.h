@@ -25,17 +25,6 @@ class FailureRecord {
   virtual void check() const = 0;
 };
 
-// A codec with what benchmarks of kernels call: encode() and decode() without headers and
-// checksums.
-class SectionCodec : public Codec {
- public:
-  virtual void encode_sections(ElementRange range,
-                               std::span<const std::span<const std::byte>> received,
-                               std::span<std::byte> payload, const MessageLabel& label) = 0;
-  virtual void decode_sections(ElementRange range,
-                               std::span<const std::span<const std::byte>> payloads) = 0;
-};
-
 // What codecs keep on a device from call to call, for one stream.
 class DeviceCodecs {
  public:
@@ -50,10 +39,11 @@ class DeviceCodecs {
   virtual std::shared_ptr<std::byte> allocate(int64_t bytes) = 0;
 
   // codecs/cuda/bucket_codecs.h. The bucket is in device memory, used on the stream; the payloads
-  // are in device memory (stream codec) or in host memory (staged codec).
-  virtual std::unique_ptr<SectionCodec> stream_codec(const CodecSpec& spec, BucketMemory memory,
-                                                     const std::vector<Run>& runs, float factor,
-                                                     int rank) = 0;
+  // are in device memory (stream codec) or in host memory (staged codec). Not `is_sealed`, in
+  // benchmarks of the kernels: without headers and checksums.
+  virtual std::unique_ptr<Codec> stream_codec(const CodecSpec& spec, BucketMemory memory,
+                                              const std::vector<Run>& runs, float factor, int rank,
+                                              bool is_sealed = true) = 0;
   virtual std::unique_ptr<Codec> staged_codec(const CodecSpec& spec, BucketMemory memory,
                                               const std::vector<Run>& runs, float factor,
                                               int rank) = 0;

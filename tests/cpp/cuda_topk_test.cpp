@@ -1,4 +1,4 @@
-// The top-k codec on the (emulated) GPU writes the CPU's bytes.
+// The top-k codec on a GPU writes the CPU's bytes.
 
 #include "cuda_topk.h"
 
@@ -9,6 +9,7 @@ namespace fastcomm {
 namespace {
 
 using testing::add_received;
+using testing::Bytes;
 using testing::check_against_cpu;
 using testing::inputs_of;
 using testing::kInfinity;
@@ -19,7 +20,8 @@ using testing::TopKOutputs;
 using testing::Values;
 
 TEST_CASE("sizes and densities, one workspace for all") {
-  CudaWorkspace workspace = testing::guarded_workspace();
+  CudaWorkspace workspace;
+  workspace.allocate = testing::allocate_device;
   for (const int64_t n : {1, 5, 511, 4096, 65'536, 65'537, 200'001, 0, 8192, 131'072}) {
     for (const double density : {0.0, 0.001, 0.01, 0.1}) {
       if (n > 100'000 && density > 0.01) continue;
@@ -38,14 +40,15 @@ TEST_CASE("a quarter of the elements and all of them") {
 }
 
 TEST_CASE("dtypes, with and without residual, aligned and not, with what was received") {
-  CudaWorkspace workspace = testing::guarded_workspace();
+  CudaWorkspace workspace;
+  workspace.allocate = testing::allocate_device;
   for (const DType dtype : testing::kAllDTypes) {
     for (const bool has_residual : {true, false}) {
       for (const int num_received : {0, 1, 3}) {
         for (const size_t slack : {size_t{0}, size_t{1}, size_t{2}, size_t{3}}) {
           TopKInputs inputs = inputs_of(Values::kNormal, 12'288, 123, slack);
           inputs.dtype = dtype;
-          inputs.slack = slack;
+          inputs.misalignment = slack;
           if (!has_residual) inputs.residual.clear();
           add_received(inputs, num_received);
           check_against_cpu(workspace, inputs);
@@ -75,7 +78,8 @@ TEST_CASE("many tiny pieces") {
 }
 
 TEST_CASE("kinds of values, received ones too") {
-  CudaWorkspace workspace = testing::guarded_workspace();
+  CudaWorkspace workspace;
+  workspace.allocate = testing::allocate_device;
   for (const Values kind : testing::kAllValues) {
     CAPTURE(static_cast<int>(kind));
     for (const DType dtype : testing::kAllDTypes) {
@@ -94,7 +98,8 @@ TEST_CASE("kinds of values, received ones too") {
 }
 
 TEST_CASE("all zeros, and fewer values than entries") {
-  CudaWorkspace workspace = testing::guarded_workspace();
+  CudaWorkspace workspace;
+  workspace.allocate = testing::allocate_device;
   for (const int64_t n : {100, 30'000}) {
     TopKInputs inputs = inputs_of(Values::kNormal, n, n / 20);
     inputs.gradient.assign(static_cast<size_t>(n), -0.0f);
@@ -107,7 +112,8 @@ TEST_CASE("all zeros, and fewer values than entries") {
 }
 
 TEST_CASE("more ties than there is room for") {
-  CudaWorkspace workspace = testing::guarded_workspace();
+  CudaWorkspace workspace;
+  workspace.allocate = testing::allocate_device;
   TopKInputs inputs = inputs_of(Values::kAllEqual, 150'000, 1500);
   inputs.residual.assign(150'000, 0.0f);
   check_against_cpu(workspace, inputs);
@@ -126,7 +132,8 @@ TEST_CASE("values that vanish, where the candidates do not fit") {
 }
 
 TEST_CASE("large values in clusters, which the sample misjudges") {
-  CudaWorkspace workspace = testing::guarded_workspace();
+  CudaWorkspace workspace;
+  workspace.allocate = testing::allocate_device;
   for (const int64_t first : {0, 1000, 60'000, 99'000}) {
     for (const int64_t count : {100, 600, 990, 1000}) {
       TopKInputs inputs = inputs_of(Values::kTiny, 100'000, 990);
@@ -140,7 +147,8 @@ TEST_CASE("large values in clusters, which the sample misjudges") {
 }
 
 TEST_CASE("fewer candidates than entries: only what is sampled is large") {
-  CudaWorkspace workspace = testing::guarded_workspace();
+  CudaWorkspace workspace;
+  workspace.allocate = testing::allocate_device;
   constexpr int64_t kElements = 33'000;
   const auto sample = cuda_topk::plan_sample(300, kElements);
   for (const float large : {3.0f, kInfinity, kNaN}) {
@@ -163,7 +171,8 @@ TEST_CASE("fewer candidates than entries: only what is sampled is large") {
 }
 
 TEST_CASE("NaN and Inf, few, many and everywhere") {
-  CudaWorkspace workspace = testing::guarded_workspace();
+  CudaWorkspace workspace;
+  workspace.allocate = testing::allocate_device;
   for (const size_t step : {20'000, 64, 1}) {
     for (const bool is_mixed : {false, true}) {
       TopKInputs inputs = inputs_of(Values::kNormal, 33'000, 330);
@@ -184,15 +193,15 @@ TEST_CASE("no section and many sections decode to their sum") {
   for (const int num_received : {-1, 69}) {
     TopKInputs inputs = inputs_of(Values::kNormal, 9'001, 500);
     add_received(inputs, num_received);
-    const testing::TopKMemory memory(inputs);
-    TopKDecoder().decode({active_isa(), nullptr}, inputs.dtype, memory.out_pieces, inputs.k, -0.5f,
-                         memory.received);
-    const auto expected = memory.outputs().decoded;
-    std::memset(memory.out_pieces[0].out, 0xa5, expected.size());
-    CudaWorkspace workspace = testing::guarded_workspace();
-    workspace.topk.decode(workspace, inputs.dtype, memory.out_pieces, inputs.k, -0.5f,
-                          memory.received);
-    CHECK(memory.outputs().decoded == expected);
+    const testing::TopKMemory<testing::HostMemory> on_cpu(inputs);
+    TopKDecoder().decode({active_isa(), nullptr}, inputs.dtype, on_cpu.out_pieces, inputs.k, -0.5f,
+                         on_cpu.received);
+    const testing::TopKMemory<testing::DeviceMemory> on_device(inputs);
+    CudaWorkspace workspace;
+    workspace.allocate = testing::allocate_device;
+    workspace.topk.decode(workspace, inputs.dtype, on_device.out_pieces, inputs.k, -0.5f,
+                          on_device.received);
+    CHECK(on_device.outputs().decoded == on_cpu.outputs().decoded);
   }
 }
 
@@ -206,7 +215,8 @@ TEST_CASE("all NaNs are one, whatever their sign and digits") {
 }
 
 TEST_CASE("sums that overflow") {
-  CudaWorkspace workspace = testing::guarded_workspace();
+  CudaWorkspace workspace;
+  workspace.allocate = testing::allocate_device;
   TopKInputs inputs = inputs_of(Values::kNormal, 20'000, 200);
   for (size_t i = 0; i < 20'000; i += 777) {
     inputs.gradient[i] = 3e38f;
@@ -222,7 +232,8 @@ TEST_CASE("sums that overflow") {
 }
 
 TEST_CASE("calls of different sizes one after another do not disturb each other") {
-  CudaWorkspace workspace = testing::guarded_workspace();
+  CudaWorkspace workspace;
+  workspace.allocate = testing::allocate_device;
   const Values kinds[] = {Values::kNormal, Values::kAllEqual, Values::kNonFinite};
   for (uint64_t i = 0; i < 12; ++i) {
     const int64_t n = i % 2 == 0 ? 40'000 : 1'000 + 9'000 * static_cast<int64_t>(i);
@@ -233,13 +244,15 @@ TEST_CASE("calls of different sizes one after another do not disturb each other"
 }
 
 TEST_CASE("after a failure there is nothing but NaN, and residuals stay as they are") {
-  CudaWorkspace workspace = testing::guarded_workspace();
-  uint32_t failed = 7;
+  CudaWorkspace workspace;
+  workspace.allocate = testing::allocate_device;
+  const Bytes set(16, std::byte{7});
+  const testing::DeviceMemory failed(set);
   for (const int64_t n : {1'000, 70'001}) {
     for (const int num_received : {0, 2}) {
       TopKInputs inputs = inputs_of(Values::kNormal, n, n / 100);
       add_received(inputs, num_received);
-      workspace.failed = &failed;
+      workspace.failed = reinterpret_cast<uint32_t*>(failed.data());
       const TopKOutputs outputs = testing::run_on_device(workspace, inputs);
       workspace.failed = nullptr;
       TopKInputs all_nan = inputs;
@@ -254,12 +267,13 @@ TEST_CASE("after a failure there is nothing but NaN, and residuals stay as they 
 }
 
 TEST_CASE("malformed sections lead nowhere out of bounds") {
-  CudaWorkspace workspace = testing::guarded_workspace();
+  CudaWorkspace workspace;
+  workspace.allocate = testing::allocate_device;
   TopKInputs inputs = inputs_of(Values::kNormal, 70'000, 700);
   add_received(inputs, 2);
   testing::Random random(9);
   for (int i = 0; i < 6; ++i) {
-    for (testing::Bytes& section : inputs.received) {
+    for (Bytes& section : inputs.received) {
       // All of it, or the counts (8 bytes) alone, or all but those.
       const size_t begin = i % 3 == 2 ? 16 : 0;
       const size_t end = i % 3 == 1 ? 8 : section.size();

@@ -11,6 +11,10 @@ namespace fastcomm {
 namespace {
 
 constexpr int kThreads = 128;
+// At least so many blocks of a multiprocessor at a time: 128 registers for each thread, so that
+// none is spilled, and 16 warps, which have three times the loads under way that memory needs to be
+// busy. (Random numbers take more.)
+constexpr int kBlocks = 4;
 constexpr int kWarps = kThreads / kWarpLanes;
 
 // The layout of a whole block whose memory is (not) aligned to quads.
@@ -18,31 +22,32 @@ template <class C, bool kIsAligned>
 using LayoutOf = std::conditional_t<kIsAligned && Quads<C>::kExists, Quads<C>, Strided<C>>;
 
 template <class C, class Element, bool kIsStochastic>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kIsStochastic ? 3 : kBlocks)
     encode_kernel(const __grid_constant__ CudaEncodeArguments arguments) {
   __shared__ float stashes[kWarps][C::kBlockElements];
   const int lane = lane_of_thread();
+  const bool is_failed = arguments.failed != nullptr && *arguments.failed != 0;
   for (int64_t index = arguments.first_block + warp_of_grid(); index < arguments.end_block;
        index += num_warps_of_grid()) {
     const PieceBlock<C> block(arguments.pieces, index);
     const Element* gradient = static_cast<const Element*>(arguments.gradient) + block.begin;
     float* residual = arguments.residual == nullptr ? nullptr : arguments.residual + block.begin;
     if (!block.is_whole()) {
-      encode_tail<C, Element, kIsStochastic>(arguments, block, gradient, residual, lane,
+      encode_tail<C, Element, kIsStochastic>(arguments, block, gradient, residual, is_failed, lane,
                                              stashes[threadIdx.x / kWarpLanes]);
     } else if (Quads<C>::is_aligned(gradient) && Quads<C>::is_aligned(residual)) {
       encode_block<C, Element, LayoutOf<C, true>, kIsStochastic>(arguments, block, gradient,
-                                                                 residual, lane);
+                                                                 residual, is_failed, lane);
     } else {
       encode_block<C, Element, LayoutOf<C, false>, kIsStochastic>(arguments, block, gradient,
-                                                                  residual, lane);
+                                                                  residual, is_failed, lane);
     }
     if (block.is_last) clear_padding(block, arguments.payload, lane);
   }
 }
 
 template <class C, class Element>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     decode_kernel(const __grid_constant__ CudaDecodeArguments arguments) {
   __shared__ float stashes[kWarps][C::kBlockElements];
   const int lane = lane_of_thread();

@@ -38,7 +38,7 @@ struct LaneNoise {
 template <class C, class Element, class Layout>
 __device__ __forceinline__ void accumulate(const CudaEncodeArguments& arguments,
                                            const PieceBlock<C>& block, const Element* gradient,
-                                           const float* residual, int lane,
+                                           const float* residual, bool is_failed, int lane,
                                            float (&values)[Layout::kSlots]) {
   Layout::load(gradient, lane,
                [&](int slot, Element element) { values[slot] = to_float(element); });
@@ -54,7 +54,7 @@ __device__ __forceinline__ void accumulate(const CudaEncodeArguments& arguments,
       values[slot] += C::dequantize(code, scale);
     });
   }
-  if (arguments.failed != nullptr && *arguments.failed != 0) {
+  if (is_failed) {
 #pragma unroll
     for (int slot = 0; slot < Layout::kSlots; ++slot) values[slot] = bits_float(kNanBits);
   }
@@ -89,9 +89,9 @@ __device__ __forceinline__ void quantize(const CudaEncodeArguments& arguments,
 template <class C, class Element, class Layout, bool kIsStochastic>
 __device__ __forceinline__ void encode_block(const CudaEncodeArguments& arguments,
                                              const PieceBlock<C>& block, const Element* gradient,
-                                             float* residual, int lane) {
+                                             float* residual, bool is_failed, int lane) {
   float values[Layout::kSlots];
-  accumulate<C, Element, Layout>(arguments, block, gradient, residual, lane, values);
+  accumulate<C, Element, Layout>(arguments, block, gradient, residual, is_failed, lane, values);
 
   const auto out = block.section(arguments.payload);
   auto* const codes = out.block_codes(block.index);

@@ -8,10 +8,10 @@ namespace fastcomm {
 
 template <class C, class Element, bool kIsStochastic>
 __device__ void encode_tail(const CudaEncodeArguments& arguments, const PieceBlock<C>& block,
-                            const Element* gradient, float* residual, int lane, float* stash) {
+                            const Element* gradient, float* residual, bool is_failed, int lane,
+                            float* stash) {
   constexpr int kPlanes = C::kElementsPerUnit;
   const int padded_count = block.units * kPlanes;
-  const bool is_failed = arguments.failed != nullptr && *arguments.failed != 0;
 #pragma unroll 1
   for (int i = lane; i < padded_count; i += kWarpLanes) {
     float value = 0.0f;

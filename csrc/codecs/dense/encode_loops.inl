@@ -163,10 +163,8 @@ FASTCOMM_INLINE_LOOP void encode_block(const EncodeArguments& arguments,
     if (arguments.num_received > kNumFused) largest = largest_magnitude(stash, padded_count);
   }
   // A codec without a level at zero decodes padding to something else.
-  if (block.count < C::kBlockElements) {
-    std::memset(stash + block.count, 0,
-                static_cast<size_t>(C::kBlockElements - block.count) * sizeof(float));
-  }
+  std::memset(stash + block.count, 0,
+              static_cast<size_t>(C::kBlockElements - block.count) * sizeof(float));
 
   BlockScale scale{};
   if constexpr (kHasScale<C>) {
@@ -225,7 +223,8 @@ FASTCOMM_LOOPS_TARGET void encode_section(const EncodeArguments& arguments) {
   }
 
   const int tail = static_cast<int>(arguments.num_elements - num_full_blocks * kBlock);
-  if (tail == 0 || arguments.end_block <= num_full_blocks) return;
+  // tail < kBlock: said for GCC, which else warns of blocks longer than their stash.
+  if (tail <= 0 || tail >= kBlock || arguments.end_block <= num_full_blocks) return;
   const int64_t first = num_full_blocks * kBlock;
   const int units = (tail + C::kElementsPerUnit - 1) / C::kElementsPerUnit;
   const auto tail_bytes = static_cast<size_t>(tail) * sizeof(float);
