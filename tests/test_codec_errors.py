@@ -7,9 +7,8 @@ import pytest
 import torch
 
 import fastcomm
-from fastcomm import _C
 import oracle
-from fastcomm import ArgumentError, Error, PayloadError
+from fastcomm import _C, ArgumentError, Error, PayloadError
 from fastcomm.codecs import codec_names
 from oracle_numbers import pad
 from promises import FORMATS

@@ -164,7 +164,8 @@ struct Strided {
   static constexpr int kSlots = C::kBlockElements / kWarpLanes;
   static_assert(kUnits % kWarpLanes == 0, "a plane must have a multiple of 32 units");
   static constexpr int kSlotsPerPlane = kUnits / kWarpLanes;
-  static constexpr int kNoiseCounters = kSlots / 4;
+  // A quarter of the block may end within a slot.
+  static constexpr int kNoiseCounters = kSlots % 4 == 0 ? kSlots / 4 : kSlots;
 
   static __device__ __forceinline__ int element(int slot, int lane) {
     return slot * kWarpLanes + lane;
