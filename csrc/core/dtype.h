@@ -87,7 +87,8 @@ inline constexpr uint32_t kNanBits = 0x7fc00000u;
 
 // One NaN for all processors, which differ in the sign and the digits of theirs.
 FASTCOMM_HOST_DEVICE float with_one_nan(float value) {
-  return bits_float(select_word(magnitude_bits(value) > kInfinityBits, kNanBits, float_bits(value)));
+  return bits_float(
+      select_word(magnitude_bits(value) > kInfinityBits, kNanBits, float_bits(value)));
 }
 
 // An element of a result: the same bits on every processor.

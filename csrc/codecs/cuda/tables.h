@@ -8,7 +8,7 @@
 #include <map>
 #include <memory>
 #include <span>
-#include <vector>
+#include <string>
 
 #include "core/cuda.h"
 
@@ -29,7 +29,7 @@ class DeviceTables {
 
   const std::byte* upload_bytes(const DeviceAllocate& allocate, cudaStream_t stream,
                                 std::span<const std::byte> bytes) {
-    std::vector<std::byte> key(bytes.begin(), bytes.end());
+    std::string key(reinterpret_cast<const char*>(bytes.data()), bytes.size());
     const auto found = tables_.find(key);
     if (found != tables_.end()) return found->second.get();
     if (tables_.size() >= kMostTables) {
@@ -44,7 +44,7 @@ class DeviceTables {
     return table.get();
   }
 
-  std::map<std::vector<std::byte>, std::shared_ptr<std::byte>> tables_;
+  std::map<std::string, std::shared_ptr<std::byte>> tables_;  // by their bytes
 };
 
 }  // namespace fastcomm

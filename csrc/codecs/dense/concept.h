@@ -85,13 +85,13 @@ struct DenseCodecOfWireId;
 
 }  // namespace fastcomm
 
-#define FASTCOMM_REGISTER_DENSE_CODEC(Type)                                                    \
-  static_assert(::fastcomm::DenseCodec<Type>);                                                 \
-  static_assert(Type::kWireId > 1 && Type::kWireId < ::fastcomm::kNumWireIds, "1 is top-k's"); \
-  static_assert(Type::kBlockElements % 64 == 0);                                               \
-  static_assert(Type::kBlockElements % Type::kElementsPerUnit == 0);                           \
+#define FASTCOMM_REGISTER_DENSE_CODEC(Type)                                                        \
+  static_assert(::fastcomm::DenseCodec<Type>);                                                     \
+  static_assert(Type::kWireId > 1 && Type::kWireId < ::fastcomm::kNumWireIds, "1 is top-k's");     \
+  static_assert(Type::kBlockElements % 64 == 0);                                                   \
+  static_assert(Type::kBlockElements % Type::kElementsPerUnit == 0);                               \
   static_assert(Type::kBlockElements / Type::kElementsPerUnit % 32 == 0, "a warp takes 32 units"); \
-  template <>                                                                                  \
-  struct fastcomm::DenseCodecOfWireId<Type::kWireId> {                                         \
-    using type = Type;                                                                         \
+  template <>                                                                                      \
+  struct fastcomm::DenseCodecOfWireId<Type::kWireId> {                                             \
+    using type = Type;                                                                             \
   }
