@@ -1,11 +1,14 @@
 """Checks of what callers pass, with messages that name the value and the fix."""
 
+import functools
+
 import torch
 import torch.distributed as dist
 
 from fastcomm import _C
 from fastcomm.errors import ArgumentError, Error
 
+_SMALLEST_CAPABILITY = (8, 0)  # warp-wide reductions
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -30,7 +33,16 @@ def check_tensor(tensor: torch.Tensor, what: str) -> None:
 
 def check_device(tensor: torch.Tensor, what: str) -> None:
     """Raise :class:`ArgumentError` unless ``tensor`` is where this fastcomm can work."""
-    if tensor.device.type == "cpu" or (_C.has_cuda and tensor.device.type == "cuda"):
+    if tensor.device.type == "cpu":
+        return
+    if _C.has_cuda and tensor.device.type == "cuda":
+        capability = _compute_capability(tensor.device.index)
+        if capability < _SMALLEST_CAPABILITY:
+            raise ArgumentError(
+                f"{what} is on {tensor.device}, a GPU of compute capability "
+                f"{capability[0]}.{capability[1]}; fastcomm's kernels need "
+                f"{_SMALLEST_CAPABILITY[0]}.{_SMALLEST_CAPABILITY[1]}. Move it to the CPU"
+            )
         return
     if _C.has_cuda:
         raise ArgumentError(
@@ -41,6 +53,11 @@ def check_device(tensor: torch.Tensor, what: str) -> None:
         f"{what} is on {tensor.device}, but this fastcomm was built for the CPU only; "
         "move it to the CPU, or rebuild fastcomm where nvcc and a CUDA torch are installed"
     )
+
+
+@functools.cache
+def _compute_capability(device: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 def check_residual(residual: torch.Tensor | None, tensor: torch.Tensor) -> None:

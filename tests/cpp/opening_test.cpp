@@ -18,7 +18,7 @@ namespace {
 struct Call {
   CodecSpec codec{"int8"};
   int64_t num_elements = 5000;
-  std::vector<Run> runs;
+  std::vector<Run> runs = {};
   ExchangeId id{41, 0};
   std::string schedule = "ring";
 };

@@ -8,13 +8,6 @@
 
 namespace fastcomm {
 namespace cuda_topk {
-
-SectionLayout::SectionLayout(int64_t k, int64_t num_elements)
-    : num_sub_blocks((num_elements + kSubBlockElements - 1) / kSubBlockElements),
-      offsets(align_up(num_sub_blocks * 4, kSectionAlignment)),
-      values(offsets + align_up(k * 2, kSectionAlignment)),
-      end(values + align_up(k * 2, kSectionAlignment)) {}
-
 namespace {
 
 constexpr int64_t kSmallestSampled = 1 << 13;  // below it, every element is a candidate
@@ -55,7 +48,7 @@ void CudaTopK::encode(CudaWorkspace& workspace, DType dtype, std::span<const Top
                                         static_cast<size_t>(num_elements) * sizeof(float), stream));
   }
   EncodeCall call{};
-  call.layout = SectionLayout(k, num_elements);
+  call.layout = TopKSectionLayout(k, num_elements);
   call.pieces = upload_pieces(workspace, pieces, [&](const TopKPiece& piece, int64_t first) {
     float* const residual = scratch_residual != nullptr ? scratch_residual + first : piece.residual;
     return Piece{const_cast<void*>(piece.gradient), residual, first};
@@ -108,7 +101,7 @@ void CudaTopK::decode(CudaWorkspace& workspace, DType dtype,
       });
   if (out.num_elements == 0) return;
   DecodeCall call{};
-  call.layout = SectionLayout(k, out.num_elements);
+  call.layout = TopKSectionLayout(k, out.num_elements);
   call.pieces = out;
   call.failed = workspace.failed;
   call.factor = factor;
@@ -122,8 +115,9 @@ void CudaTopK::decode(CudaWorkspace& workspace, DType dtype,
   enqueue_decode(dtype, call, workspace.stream);
 }
 
-const uint32_t* CudaTopK::find_first_entries(CudaWorkspace& workspace, const SectionLayout& layout,
-                                             int64_t k, const std::byte* const* sections,
+const uint32_t* CudaTopK::find_first_entries(CudaWorkspace& workspace,
+                                             const TopKSectionLayout& layout, int64_t k,
+                                             const std::byte* const* sections,
                                              int64_t num_sections) {
   auto* const first_entries = first_entries_.reserve_array<uint32_t>(
       workspace.allocate, num_sections * (layout.num_sub_blocks + 1));

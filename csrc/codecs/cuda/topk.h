@@ -7,15 +7,13 @@
 
 #include "codecs/cuda/tables.h"
 #include "codecs/sparse/pieces.h"
+#include "codecs/sparse/section.h"
 #include "codecs/sparse/topk.h"
 #include "core/cuda.h"
 
 namespace fastcomm {
 
 struct CudaWorkspace;
-namespace cuda_topk {
-struct SectionLayout;
-}
 
 // Buffers of a selection, kept from call to call so that a step allocates nothing. All calls only
 // enqueue work on the workspace's stream; all pointers are to device memory.
@@ -32,9 +30,9 @@ class CudaTopK {
 
  private:
   // topk_kernels.cuh says what these are.
-  const uint32_t* find_first_entries(CudaWorkspace& workspace,
-                                     const cuda_topk::SectionLayout& layout, int64_t k,
-                                     const std::byte* const* sections, int64_t num_sections);
+  const uint32_t* find_first_entries(CudaWorkspace& workspace, const TopKSectionLayout& layout,
+                                     int64_t k, const std::byte* const* sections,
+                                     int64_t num_sections);
 
   DeviceBuffer state_;
   DeviceBuffer tiles_;

@@ -13,7 +13,7 @@ struct EmitShared {
 };
 
 struct SectionPointers {
-  __device__ __forceinline__ SectionPointers(std::byte* section, const SectionLayout& layout)
+  __device__ __forceinline__ SectionPointers(std::byte* section, const TopKSectionLayout& layout)
       : counts(reinterpret_cast<uint32_t*>(section)),
         offsets(reinterpret_cast<uint16_t*>(section + layout.offsets)),
         values(reinterpret_cast<uint16_t*>(section + layout.values)) {}

@@ -32,12 +32,12 @@
 
 #include <cstdint>
 
+#include "codecs/sparse/section.h"
 #include "core/cuda.h"
 #include "core/dtype.h"
 
 namespace fastcomm::cuda_topk {
 
-inline constexpr int64_t kSubBlockElements = 65536;
 inline constexpr int kTileElements = 4096;
 inline constexpr int kTilesPerSubBlock = static_cast<int>(kSubBlockElements) / kTileElements;
 
@@ -100,16 +100,6 @@ struct SavedRange {
   uint64_t count;
 };
 
-// Of a section for k entries of num_elements elements; in bytes from its begin.
-struct SectionLayout {
-  SectionLayout() = default;
-  SectionLayout(int64_t k, int64_t num_elements);
-  int64_t num_sub_blocks = 0;
-  int64_t offsets = 0;
-  int64_t values = 0;
-  int64_t end = 0;
-};
-
 struct EncodeCall {
   Pieces pieces;
   DType dtype;
@@ -129,7 +119,7 @@ struct EncodeCall {
   SavedResidual* saved;
   SavedRange* saved_ranges;  // nullptr: nothing was received
   std::byte* section;
-  SectionLayout layout;
+  TopKSectionLayout layout;
 };
 
 struct ReceivedCall {
@@ -141,7 +131,7 @@ struct ReceivedCall {
   const uint32_t* first_entries;
   SavedResidual* saved;
   SavedRange* saved_ranges;
-  SectionLayout layout;
+  TopKSectionLayout layout;
 };
 
 struct DecodeCall {
@@ -151,7 +141,7 @@ struct DecodeCall {
   int64_t num_sections;
   const std::byte* const* sections;
   const uint32_t* first_entries;
-  SectionLayout layout;
+  TopKSectionLayout layout;
 };
 
 void enqueue_sample(const EncodeCall& call, cudaStream_t stream);
@@ -162,7 +152,7 @@ void enqueue_emit(const EncodeCall& call, cudaStream_t stream);
 // For each section and sub-block, and one past the last: the first of its entries; at most k,
 // whatever the section's counts say.
 void enqueue_first_entries(const std::byte* const* sections, int64_t num_sections, int64_t k,
-                           const SectionLayout& layout, uint32_t* first_entries,
+                           const TopKSectionLayout& layout, uint32_t* first_entries,
                            cudaStream_t stream);
 void enqueue_add_received(const ReceivedCall& call, cudaStream_t stream);
 void enqueue_decode(DType dtype, const DecodeCall& call, cudaStream_t stream);

@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kAddThreads) add_received_kernel(ReceivedCall 
 }  // namespace
 
 void enqueue_first_entries(const std::byte* const* sections, int64_t num_sections, int64_t k,
-                           const SectionLayout& layout, uint32_t* first_entries,
+                           const TopKSectionLayout& layout, uint32_t* first_entries,
                            cudaStream_t stream) {
   launch(first_entries_kernel, num_sections, kFirstEntriesThreads, stream, sections,
          static_cast<uint32_t>(k), layout.num_sub_blocks, first_entries);

@@ -5,27 +5,25 @@
 #include <cstring>
 #include <limits>
 
-#include "codecs/payload.h"
+#include "codecs/sparse/section.h"
 
 namespace fastcomm {
 namespace {
 
-constexpr int64_t kSubBlockElements = 65536;
 constexpr int64_t kSmallestStreamed = int64_t{1} << 18;  // elements of a result; see core/loops.inl
 
 int64_t num_sub_blocks(int64_t num_elements) {
-  return (num_elements + kSubBlockElements - 1) / kSubBlockElements;
+  return TopKSectionLayout(0, num_elements).num_sub_blocks;
 }
 
 template <class Byte>
 struct SectionView {
   SectionView(Byte* section, int64_t k, int64_t num_elements) : counts(section) {
-    counts_end = section + num_sub_blocks(num_elements) * 4;
-    offsets = section + align_up(counts_end - section, kSectionAlignment);
-    offsets_end = offsets + k * 2;
-    values = section + align_up(offsets_end - section, kSectionAlignment);
+    const TopKSectionLayout layout(k, num_elements);
+    offsets = section + layout.offsets;
+    values = section + layout.values;
   }
-  Byte *counts, *counts_end, *offsets, *offsets_end, *values;
+  Byte *counts, *offsets, *values;
 };
 
 uint32_t load_count(const std::byte* counts, int64_t sub_block) {
@@ -76,8 +74,7 @@ int64_t topk_count(double density, int64_t num_elements) {
 }
 
 int64_t topk_section_bytes(int64_t k, int64_t num_elements) {
-  const int64_t counts_bytes = align_up(num_sub_blocks(num_elements) * 4, kSectionAlignment);
-  return counts_bytes + 2 * align_up(k * 2, kSectionAlignment);
+  return TopKSectionLayout(k, num_elements).end;
 }
 
 void check_topk_section(const std::byte* section, int64_t k, int64_t num_elements) {
