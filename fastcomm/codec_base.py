@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,6 +11,18 @@ import torch
 from fastcomm import _C
 from fastcomm._arguments import check_residual, check_tensor
 from fastcomm.errors import ArgumentError
+
+_of_thread = threading.local()
+
+
+def _workspace(device: torch.device) -> _C.CodecWorkspace:
+    """Return buffers for a call: on a GPU the thread's own, so that only its first call waits."""
+    if device.type == "cpu":
+        return _C.CodecWorkspace()
+    if not hasattr(_of_thread, "workspace"):
+        _of_thread.workspace = _C.CodecWorkspace()
+    workspace: _C.CodecWorkspace = _of_thread.workspace
+    return workspace
 
 
 @dataclass(frozen=True)
@@ -80,7 +93,7 @@ class Codec:
         self.check_error_feedback(residual is not None)
         num_bytes = self.wire_bytes(tensor.numel())
         payload = torch.empty(num_bytes, dtype=torch.uint8, device=tensor.device)
-        _C.encode(self.spec, tensor.detach(), residual, [], payload, _C.CodecWorkspace())
+        _C.encode(self.spec, tensor.detach(), residual, [], payload, _workspace(tensor.device))
         return payload
 
     def decode(self, payload: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -119,5 +132,5 @@ class Codec:
             )
         if payload.data_ptr() % _C.PAYLOAD_ALIGNMENT:
             payload = payload.clone()
-        _C.decode(self.spec, payload, out.detach(), _C.CodecWorkspace())
+        _C.decode(self.spec, payload, out.detach(), _workspace(out.device))
         return out

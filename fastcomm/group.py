@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
+import datetime
 import json
 import os
 import socket
@@ -13,6 +15,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import Backend, PrefixStore, Store
 
 from fastcomm import _C
+from fastcomm.algorithms import choose_algorithm
 from fastcomm.backends import make_host_backends, make_nccl_backend, own_store, uses_nccl
 from fastcomm.codecs import Codec
 from fastcomm.errors import Error, MismatchError
@@ -20,9 +23,8 @@ from fastcomm.errors import Error, MismatchError
 # Exchanges in flight at a time: one encodes while another is on the wire.
 NUM_LANES = 2
 
-# The largest payload of a bucket for which latency counts more than what scatter_gather loses to
-# the ring in overlap. Measured with 4 and 8 ranks at 1 Gbit/s.
-_LARGEST_SCATTERED_BYTES = 1 << 19
+# How long a rank that ends waits for what it has enqueued over NCCL, and for the other ranks.
+_SECONDS_TO_FINISH = 30.0
 
 # How many connections each process group has so far: the same on all of its ranks.
 _num_connections: weakref.WeakKeyDictionary[dist.ProcessGroup, int] = weakref.WeakKeyDictionary()
@@ -58,6 +60,7 @@ class ConnectedGroup:
         self._uses_nccl = uses_nccl(process_group) if self.world_size > 1 else _C.has_cuda
         self._communicators: dict[str, _C.Communicator | _C.StreamCommunicator] = {}
         self._is_traced = False
+        self._is_finished = False
         self._threads: dict[int, _C.ThreadPool] = {}
         if not self._uses_nccl:
             self.connect(torch.device("cpu"))
@@ -221,49 +224,31 @@ class ConnectedGroup:
         return [event for c in self._communicators.values() for event in c.stop_trace()]
 
     def abort(self) -> None:
-        """End what is under way with an error, and the native threads."""
+        """End what is under way with an error, and the native threads.
+
+        What was enqueued over NCCL without an error is finished first: the calls returned before
+        it ran.
+        """
+        self._finish()
         for communicator in self._communicators.values():
             communicator.abort()
 
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # also if __init__ failed
+            self._finish()
 
-def choose_algorithm(
-    algorithm: str,
-    codec: Codec,
-    world_size: int,
-    runs: list[tuple[int, bool]],
-    has_openings: bool = True,
-) -> str:
-    """Resolve ``auto``: what takes the least time, by the size of a rank's payload.
-
-    The smallest buckets are gathered: their payloads travel with the first message of an exchange,
-    to all ranks, which hardly costs time and is one message's latency. Others of more than two
-    ranks take two with scatter_gather, where ring would take 2 (N-1). Large buckets take the ring:
-    as many bytes, only between neighbours, and slices that overlap best.
-
-    Of sparse payloads gather gives the exact union of what the ranks selected, after one encoding:
-    it is used while it costs no more bytes (2 ranks) or hardly any (density below 0.5 %).
-
-    Args:
-        algorithm: ``auto``, or what to return.
-        codec: the codec of the bucket.
-        world_size: number of ranks.
-        runs: (num_elements, compressed) for each part of the bucket.
-        has_openings: whether exchanges begin with a message that can carry a small payload: not
-            over NCCL.
-    """
-    if algorithm != "auto":
-        return algorithm
-    num_elements = sum(num for num, _ in runs)
-    payload_bytes = _C.payload_bytes(codec.spec, num_elements, runs=runs)
-    if has_openings and payload_bytes <= _C.largest_opening_payload(world_size):
-        return "gather"
-    density = getattr(codec, "density", 1.0)
-    is_sparse = density <= _C.TOPK_LARGEST_SPARSE_DENSITY
-    if is_sparse and (world_size <= 2 or density < 0.005):
-        return "gather"
-    if world_size > 2 and payload_bytes <= _LARGEST_SCATTERED_BYTES:
-        return "scatter_gather"
-    return "ring"
+    def _finish(self) -> None:
+        """Wait for what NCCL has to do, here and on the others, which need what this rank sends."""
+        communicator = self._communicators.get("nccl")
+        if self._is_finished or not isinstance(communicator, _C.StreamCommunicator):
+            return
+        self._is_finished = True
+        if not communicator.finish(_SECONDS_TO_FINISH) or self._store is None:
+            return
+        keys = [f"finished/{rank}" for rank in range(self.world_size)]
+        with contextlib.suppress(RuntimeError):  # a rank is gone, or the store is
+            self._store.set(keys[self.rank], "")
+            self._store.wait(keys, datetime.timedelta(seconds=_SECONDS_TO_FINISH))
 
 
 def _abort_all() -> None:

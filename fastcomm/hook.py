@@ -13,11 +13,11 @@ from torch.distributed import GradBucket  # type: ignore[attr-defined]  # torch'
 
 from fastcomm import _C
 from fastcomm._arguments import check_num_threads, check_tensor, require_process_group
+from fastcomm.algorithms import check_algorithm
 from fastcomm.codecs import Codec, Fp32
 from fastcomm.codecs import codec as parse_codec
 from fastcomm.errors import ArgumentError, Error
 from fastcomm.group import ConnectedGroup
-from fastcomm.reduce import check_algorithm
 from fastcomm.residuals import ResidualStore
 from fastcomm.stats import Stats
 from fastcomm.trace import write_chrome_trace

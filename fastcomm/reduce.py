@@ -14,6 +14,7 @@ from fastcomm._arguments import (
     check_tensor,
     require_process_group,
 )
+from fastcomm.algorithms import check_algorithm
 from fastcomm.codecs import Codec, Fp32
 from fastcomm.codecs import codec as parse_codec
 from fastcomm.errors import ArgumentError
@@ -70,7 +71,6 @@ class _Connection:
             subject += (codec, algorithm, tensor.numel())
         if subject not in self.agreed:
             self.group.connect(tensor.device)
-            self.agreed.add(subject)
             self.group.check_agreement(
                 {
                     "codec": str(codec),
@@ -78,6 +78,7 @@ class _Connection:
                     "tensor": f"{tensor.numel()} elements",
                 }
             )
+            self.agreed.add(subject)
         runs = [(tensor.numel(), True)]
         algorithm = self.group.algorithm(algorithm, codec, runs, tensor.device)
         threads = self.group.threads(codec_threads, tensor.device)
@@ -171,10 +172,3 @@ def measurements(group: dist.ProcessGroup | None = None) -> dict[str, float]:
     """
     connection = _connections.get(require_process_group(group))
     return {} if connection is None else connection.group.measurements()
-
-
-def check_algorithm(algorithm: str) -> None:
-    """Raise :class:`ArgumentError` for an unknown algorithm."""
-    known = ["auto", *_C.algorithm_names()]
-    if algorithm not in known:
-        raise ArgumentError(f"unknown algorithm {algorithm!r}; known: {', '.join(known)}")

@@ -13,7 +13,8 @@ class Stats:
         raw_bytes: what an uncompressed ring all-reduce would have sent from this rank:
             2 (N-1) / N * num_elements * bytes per element of the gradient's dtype.
         wire_bytes: payload bytes really sent by this rank, headers and scales included.
-        seconds_encode: spent accumulating and encoding.
+        seconds_encode: spent accumulating and encoding. With CUDA tensors over gloo this
+            has the wait for the gradient in it; over NCCL, all of these only enqueue.
         seconds_decode: spent decoding.
         seconds_send: spent handing payloads to the network.
         seconds_wait: spent waiting for the network. All of these by the lanes, outside the GIL.

@@ -3,7 +3,7 @@
 import pytest
 
 import fastcomm
-from fastcomm.group import choose_algorithm
+from fastcomm.algorithms import choose_algorithm
 
 
 @pytest.mark.parametrize(

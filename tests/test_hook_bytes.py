@@ -11,8 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 import fastcomm
 import ranks
 from fastcomm import _C
+from fastcomm.algorithms import choose_algorithm
 from fastcomm.codecs import Codec
-from fastcomm.group import choose_algorithm
 from training import backward, mlp, register_recorded
 
 

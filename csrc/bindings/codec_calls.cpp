@@ -1,5 +1,7 @@
 #include "bindings/codec_calls.h"
 
+#include <c10/core/DeviceGuard.h>
+
 #include <algorithm>
 
 #include "collectives/schedules.h"
@@ -157,6 +159,7 @@ int64_t claimed_num_elements(const at::Tensor& payload) {
 void encode(const CodecSpec& spec, const at::Tensor& tensor,
             const std::optional<at::Tensor>& residual, const std::vector<at::Tensor>& received,
             const at::Tensor& payload, CallWorkspace& workspace, bool sliced, bool sealed) {
+  const c10::DeviceGuard guard(tensor.device());
   const auto codec = make_codec(spec, tensor, residual, workspace, sealed);
   const Slices slices(*codec, !sliced);
   const std::span<std::byte> bytes = bytes_on(tensor.device(), payload);
@@ -177,6 +180,7 @@ void encode(const CodecSpec& spec, const at::Tensor& tensor,
 
 void decode(const CodecSpec& spec, const at::Tensor& payload, const at::Tensor& out,
             CallWorkspace& workspace, bool sliced, bool sealed) {
+  const c10::DeviceGuard guard(out.device());
   const auto codec = make_codec(spec, out, std::nullopt, workspace, sealed);
   const Slices slices(*codec, !sliced);
   const std::span<const std::byte> bytes = bytes_on(out.device(), payload);

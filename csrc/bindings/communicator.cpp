@@ -77,7 +77,13 @@ Communicator::~Communicator() { close(); }
 
 void Communicator::submit(Job job, bool caller_waits) {
   const c10::Device device = job.bucket.device();
-  if (!device.is_cpu()) job.ready.emplace(device.type()).record(current_stream(device));
+  if (!device.is_cpu()) {
+    const c10::Stream stream = current_stream(device);
+    FASTCOMM_CHECK(!is_capturing(stream),
+                   "an all-reduce over gloo waits for the network and cannot be captured in a CUDA "
+                   "graph; use a process group of NCCL, or leave it out of the graph");
+    job.ready.emplace(device.type()).record(stream);
+  }
   std::unique_lock lock(mutex_);
   FASTCOMM_CHECK(!closed_, "the communicator is closed");
   Lane& lane = *lanes_[job.id.bucket % lanes_.size()];
@@ -148,6 +154,7 @@ void Communicator::run_job(Lane& lane, Job& job) {
       const c10::Stream stream = lane.codecs_on(job.bucket.device()).stream();
       guard.reset_stream(stream);
       job.ready->block(stream);
+      job.ready.reset();  // under the guard: it would else be destroyed on another GPU
       // Also if this fails half-way, their memory must stay until the stream is done with it.
       job.bucket.record_stream(stream);
       if (job.residual) job.residual->record_stream(stream);

@@ -61,7 +61,7 @@ class CudaCodecs final : public DeviceCodecs {
   CudaCodecs(c10::Stream stream, std::shared_ptr<FailureRecord> record)
       : stream_(c10::cuda::CUDAStream(stream)), record_(std::move(record)) {
     workspace_.stream = stream_.stream();
-    workspace_.allocate = [stream = stream_](int64_t bytes) { return allocate_for(stream, bytes); };
+    workspace_.allocate = [this](int64_t bytes) { return allocate(bytes); };
     if (record_ == nullptr) return;
     const auto& failures = dynamic_cast<const CudaFailureRecord&>(*record_);
     workspace_.failed = failures.word();
@@ -69,19 +69,32 @@ class CudaCodecs final : public DeviceCodecs {
   }
 
   c10::Stream stream() const override { return stream_.unwrap(); }
-  bool is_capturing() const override {
-    const c10::cuda::CUDAStreamGuard guard(stream_);
-    return c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
+  void keep_memory_if_capturing() override {
+    if (keeps_memory_ || !is_capturing(stream_)) return;
+    keeps_memory_ = true;
+    for (const auto& memory : allocated_) {
+      if (auto in_use = memory.lock()) kept_.push_back(std::move(in_use));
+    }
   }
   void synchronize() const override { stream_.synchronize(); }
+  bool is_done() const override { return stream_.query(); }
   std::shared_ptr<std::byte> allocate(int64_t bytes) override {
-    return allocate_for(stream_, bytes);
+    std::shared_ptr<std::byte> memory = allocate_for(stream_, bytes);
+    if (keeps_memory_) {
+      kept_.push_back(memory);
+    } else {
+      std::erase_if(allocated_, [](const auto& earlier) { return earlier.expired(); });
+      allocated_.push_back(memory);
+    }
+    return memory;
   }
 
   std::unique_ptr<Codec> stream_codec(const CodecSpec& spec, BucketMemory memory,
                                       const std::vector<Run>& runs, float factor, int rank,
                                       bool is_sealed) override {
-    return std::make_unique<StreamCodec>(spec, memory, runs, factor, rank, workspace_, is_sealed);
+    auto codec = std::make_unique<StreamCodec>(spec, memory, runs, factor, rank, workspace_);
+    if (!is_sealed) codec->leave_unsealed();
+    return codec;
   }
   std::unique_ptr<Codec> staged_codec(const CodecSpec& spec, BucketMemory memory,
                                       const std::vector<Run>& runs, float factor,
@@ -92,6 +105,10 @@ class CudaCodecs final : public DeviceCodecs {
  private:
   const c10::cuda::CUDAStream stream_;
   std::shared_ptr<FailureRecord> record_;
+  // Of all that was allocated; and what is kept, once a graph uses it.
+  std::vector<std::weak_ptr<std::byte>> allocated_;
+  bool keeps_memory_ = false;
+  std::vector<std::shared_ptr<std::byte>> kept_;
   CudaWorkspace workspace_;
 };
 
@@ -106,6 +123,11 @@ std::shared_ptr<FailureRecord> make_failure_record(c10::Device device) {
 std::unique_ptr<DeviceCodecs> make_device_codecs(c10::Stream stream,
                                                  std::shared_ptr<FailureRecord> record) {
   return std::make_unique<CudaCodecs>(stream, std::move(record));
+}
+
+bool is_capturing(c10::Stream stream) {
+  const c10::cuda::CUDAStreamGuard guard(stream);
+  return c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
 }
 
 std::shared_ptr<std::byte> allocate_pinned(int64_t bytes) {

@@ -31,10 +31,12 @@ class DeviceCodecs {
   virtual ~DeviceCodecs() = default;
 
   virtual c10::Stream stream() const = 0;
-  // Whether the stream records a CUDA graph at the moment.
-  virtual bool is_capturing() const = 0;
-  // Waits until what was enqueued on the stream is done.
+  // Keeps all memory, what is replaced by more included, if the stream records a CUDA graph at the
+  // moment: the graph uses its addresses whenever it is replayed.
+  virtual void keep_memory_if_capturing() = 0;
+  // Waits until what was enqueued on the stream is done; is_done() says whether it is.
   virtual void synchronize() const = 0;
+  virtual bool is_done() const = 0;
   // Device memory of the stream: what is enqueued there may use it.
   virtual std::shared_ptr<std::byte> allocate(int64_t bytes) = 0;
 
@@ -54,6 +56,8 @@ std::shared_ptr<FailureRecord> make_failure_record(c10::Device device);
 // `record`: nullptr if there will be staged codecs only, which throw what they find.
 std::unique_ptr<DeviceCodecs> make_device_codecs(c10::Stream stream,
                                                  std::shared_ptr<FailureRecord> record);
+// Whether a stream records a CUDA graph at the moment.
+bool is_capturing(c10::Stream stream);
 // Host memory to and from which devices copy fastest.
 std::shared_ptr<std::byte> allocate_pinned(int64_t bytes);
 

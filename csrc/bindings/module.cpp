@@ -219,6 +219,7 @@ PYBIND11_MODULE(_C, module) {
             new StreamCommunicator(backend.value_or(nullptr), device));
       }),
       py::arg("backend"), py::arg("device"));
+  on_stream.def("finish", &StreamCommunicator::finish, py::arg("seconds"), NoGil());
   define_communicator(on_stream, all_reduce_on_stream);
 
   module.def("failed_future", [](const std::string& type, const std::string& message) {

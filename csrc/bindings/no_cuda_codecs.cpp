@@ -20,6 +20,7 @@ std::shared_ptr<FailureRecord> make_failure_record(c10::Device) { fail(); }
 std::unique_ptr<DeviceCodecs> make_device_codecs(c10::Stream, std::shared_ptr<FailureRecord>) {
   fail();
 }
+bool is_capturing(c10::Stream) { return false; }
 std::shared_ptr<std::byte> allocate_pinned(int64_t) { fail(); }
 
 }  // namespace fastcomm

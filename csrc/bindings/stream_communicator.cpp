@@ -3,6 +3,10 @@
 #include <c10/core/Event.h>
 #include <c10/core/StreamGuard.h>
 
+#include <algorithm>
+#include <chrono>
+#include <thread>
+
 #include "core/check.h"
 
 namespace fastcomm {
@@ -33,23 +37,39 @@ StreamCommunicator::~StreamCommunicator() {
   } catch (const std::exception&) {
     // The device has failed; who uses it next is told.
   }
-  close();
+  abort_backend();
+}
+
+bool StreamCommunicator::finish(double seconds) {
+  using Clock = std::chrono::steady_clock;
+  const auto end = Clock::now() + std::chrono::duration<double>(seconds);
+  const std::lock_guard lock(mutex_);
+  if (!failure_.empty()) return false;
+  try {
+    while (!std::ranges::all_of(lanes_, [](const auto& lane) { return lane->codecs->is_done(); })) {
+      if (Clock::now() > end) return false;
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+  } catch (const std::exception&) {
+    return false;  // the device has failed; who uses it next is told
+  }
+  return true;
 }
 
 void StreamCommunicator::abort() {
+  abort_backend();  // first: a call that holds the lock may be waiting for a rank that is gone
   const std::lock_guard lock(mutex_);
-  close();
+  lanes_.clear();
 }
 
-void StreamCommunicator::close() {
-  if (lanes_.empty()) return;
+void StreamCommunicator::abort_backend() {
+  if (is_aborted_.exchange(true)) return;
   try {
     // Not shutdown(), for which the ranks would have to come at the same time.
     if (backend_) backend_->abort();
   } catch (const std::exception&) {
     // It is given up anyway.
   }
-  lanes_.clear();
 }
 
 c10::Stream StreamCommunicator::all_reduce(const at::Tensor& bucket,
@@ -79,12 +99,13 @@ c10::Stream StreamCommunicator::all_reduce(const at::Tensor& bucket,
 void StreamCommunicator::exchange(Lane& lane, int lane_index, const at::Tensor& bucket,
                                   const std::optional<at::Tensor>& residual, const BucketPlan& plan,
                                   float factor, ExchangeId id) {
+  const c10::Stream callers = current_stream(device_);
   const c10::Stream stream = lane.codecs->stream();
-  c10::Event ready(device_.type());
-  ready.record(current_stream(device_));
-  ready.block(stream);
   const c10::StreamGuard guard(stream);
-  lane.buffers.keep_memory(lane.codecs->is_capturing());
+  c10::Event ready(device_.type());  // destroyed under the guard, on its own device
+  ready.record(callers);
+  ready.block(stream);
+  lane.codecs->keep_memory_if_capturing();
 
   const auto codec = lane.codecs->stream_codec(plan.codec, memory_of(bucket, residual), plan.runs,
                                                factor, groups_.rank());

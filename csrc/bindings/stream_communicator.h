@@ -10,11 +10,13 @@
 // have to wait for them. Callers compare notes before they do something new; a device checks what
 // it receives, and what it finds is reported by the calls that follow.
 //
-// Can be captured in a CUDA graph: call it a few times before, with the same buckets. What a graph
-// replays has the step number of its capture.
+// Can be captured in a CUDA graph, after calls with the same buckets on the same lanes, which keep
+// their memory from then on. What a graph replays has the step number of its capture. Wait for a
+// replay before another exchange on the same lane: they share memory.
 
 #include <ATen/ATen.h>
 
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -49,6 +51,11 @@ class StreamCommunicator {
   ExchangeRecord& record() { return record_; }
   const ExchangeRecord& record() const { return record_; }
 
+  // Waits until what is enqueued has run on this rank; false if something failed, or it takes
+  // longer. Other ranks may still need this one to pass on what it sent. The caller must not hold
+  // the GIL.
+  bool finish(double seconds);
+
   // Ends what is under way. The caller must not hold the GIL.
   void abort();
 
@@ -61,13 +68,14 @@ class StreamCommunicator {
   void exchange(Lane& lane, int lane_index, const at::Tensor& bucket,
                 const std::optional<at::Tensor>& residual, const BucketPlan& plan, float factor,
                 ExchangeId id);
-  void close();
+  void abort_backend();
 
   const c10::Device device_;
   c10::intrusive_ptr<c10d::Backend> backend_;
   NcclGroups groups_;
   std::shared_ptr<FailureRecord> failures_;
   ExchangeRecord record_;
+  std::atomic<bool> is_aborted_ = false;
   std::mutex mutex_;                          // guards the rest
   std::vector<std::unique_ptr<Lane>> lanes_;  // none: closed
   std::string failure_;                       // of the first exchange that failed

@@ -42,7 +42,7 @@ void PayloadBuffers::reserve(int num_buffers, int64_t bytes) {
   stride_ = align_up(bytes, kAlignment);
   const int64_t needed = num_buffers * stride_;
   num_small_ = needed < capacity_ / 2 ? num_small_ + 1 : 0;
-  if (needed <= capacity_ && (num_small_ <= kMostSmall || is_kept_)) return;
+  if (needed <= capacity_ && num_small_ <= kMostSmall) return;
   memory_ = nullptr;  // before there is more
   capacity_ = 0;
   memory_ = allocate_(needed);

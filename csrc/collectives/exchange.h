@@ -42,8 +42,6 @@ class PayloadBuffers {
 
   // From now on, memory of another kind: a device's, say. Spans handed out before are invalid.
   void take_memory_from(AllocatePayloads allocate);
-  // Whether memory that is larger than needed is kept for good.
-  void keep_memory(bool is_kept) { is_kept_ = is_kept; }
 
   // `num_buffers` spans of `bytes` each. Spans handed out before are invalid afterwards.
   void reserve(int num_buffers, int64_t bytes);
@@ -58,7 +56,6 @@ class PayloadBuffers {
   int64_t stride_ = 0;
   int64_t bytes_ = 0;
   int num_small_ = 0;  // reservations in a row that needed less than half of the memory
-  bool is_kept_ = false;
 };
 
 // Which exchange this is: the same on every rank.

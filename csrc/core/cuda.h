@@ -66,6 +66,7 @@ class DeviceBuffer {
   std::byte* reserve(const DeviceAllocate& allocate, int64_t bytes) {
     if (bytes > bytes_) {
       memory_ = nullptr;
+      bytes_ = 0;  // should there not be as much
       memory_ = allocate(bytes);
       bytes_ = bytes;
     }
@@ -75,11 +76,26 @@ class DeviceBuffer {
   T* reserve_array(const DeviceAllocate& allocate, int64_t count) {
     return reinterpret_cast<T*>(reserve(allocate, count * static_cast<int64_t>(sizeof(T))));
   }
-  int64_t bytes() const { return bytes_; }
 
  private:
   std::shared_ptr<std::byte> memory_;
   int64_t bytes_ = 0;
+};
+
+// An object in device memory, of zeros when it is first asked for.
+template <class T>
+class ZeroedOnDevice {
+ public:
+  T* get(const DeviceAllocate& allocate, cudaStream_t stream) {
+    T* const object = memory_.reserve_array<T>(allocate, 1);
+    if (!is_zeroed_) FASTCOMM_CUDA_CHECK(cudaMemsetAsync(object, 0, sizeof(T), stream));
+    is_zeroed_ = true;
+    return object;
+  }
+
+ private:
+  DeviceBuffer memory_;
+  bool is_zeroed_ = false;
 };
 
 }  // namespace fastcomm

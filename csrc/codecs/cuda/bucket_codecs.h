@@ -18,21 +18,30 @@
 
 namespace fastcomm {
 
-class StreamCodec final : public Codec {
+class DeviceCodec : public Codec {
  public:
-  // `memory` is device memory; the other arguments are those of BucketCodec. `is_sealed` false, in
-  // benchmarks of the kernels: without headers and checksums, nothing is checked.
-  StreamCodec(const CodecSpec& spec, BucketMemory memory, const std::vector<Run>& runs,
-              float factor, int rank, CudaWorkspace& workspace, bool is_sealed = true)
-      : bucket_(spec, memory, runs, factor, rank, workspace),
-        workspace_(workspace),
-        is_sealed_(is_sealed) {}
+  // `memory` is device memory; the other arguments are those of BucketCodec.
+  DeviceCodec(const CodecSpec& spec, BucketMemory memory, const std::vector<Run>& runs,
+              float factor, int rank, CudaWorkspace& workspace)
+      : bucket_(spec, memory, runs, factor, rank, workspace), workspace_(workspace) {}
 
   BucketShape shape() const override { return bucket_.layout().shape(); }
   std::string describe() const override { return bucket_.layout().describe(); }
   int64_t payload_bytes(ElementRange range) const override {
     return bucket_.layout().payload_bytes(range);
   }
+
+ protected:
+  DeviceBucket bucket_;
+  CudaWorkspace& workspace_;
+};
+
+class StreamCodec final : public DeviceCodec {
+ public:
+  using DeviceCodec::DeviceCodec;
+  // For benchmarks of the kernels: without headers and checksums, nothing is checked.
+  void leave_unsealed() { is_sealed_ = false; }
+
   void encode(ElementRange range, std::span<const std::span<const std::byte>> received,
               std::span<const MessageLabel> received_labels, std::span<std::byte> payload,
               const MessageLabel& label) override;
@@ -43,32 +52,18 @@ class StreamCodec final : public Codec {
   void check(ElementRange range, std::span<const std::span<const std::byte>> payloads,
              std::span<const MessageLabel> labels);
 
-  DeviceBucket bucket_;
-  CudaWorkspace& workspace_;
-  const bool is_sealed_;
+  bool is_sealed_ = true;
 };
 
-class StagedCodec final : public Codec {
+class StagedCodec final : public DeviceCodec {
  public:
-  // As StreamCodec.
-  StagedCodec(const CodecSpec& spec, BucketMemory memory, const std::vector<Run>& runs,
-              float factor, int rank, CudaWorkspace& workspace)
-      : bucket_(spec, memory, runs, factor, rank, workspace), workspace_(workspace) {}
+  using DeviceCodec::DeviceCodec;
 
-  BucketShape shape() const override { return bucket_.layout().shape(); }
-  std::string describe() const override { return bucket_.layout().describe(); }
-  int64_t payload_bytes(ElementRange range) const override {
-    return bucket_.layout().payload_bytes(range);
-  }
   void encode(ElementRange range, std::span<const std::span<const std::byte>> received,
               std::span<const MessageLabel> received_labels, std::span<std::byte> payload,
               const MessageLabel& label) override;
   void decode(ElementRange range, std::span<const std::span<const std::byte>> payloads,
               std::span<const MessageLabel> labels) override;
-
- private:
-  DeviceBucket bucket_;
-  CudaWorkspace& workspace_;
 };
 
 // Throws PayloadError if `failure`, of a CudaWorkspace, is set.

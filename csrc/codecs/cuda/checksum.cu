@@ -48,12 +48,6 @@ __device__ constexpr Powers<kManyBlocks> kBlockPowers =
     make_powers<kManyBlocks>(kVectorBits * kThreads);
 constexpr uint32_t kWordPower = power_of_x(32);
 
-// Of a workspace; all zero between launches.
-struct ChecksumState {
-  uint32_t remainder;
-  uint32_t num_finished;  // blocks
-};
-
 struct ChecksumArguments {
   const std::byte* body;
   int64_t num_vectors;
@@ -145,11 +139,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 void run(CudaWorkspace& workspace, ChecksumArguments arguments, int64_t body_bytes) {
-  if (workspace.checksum_state.bytes() == 0) {
-    auto* state = workspace.checksum_state.reserve(workspace.allocate, sizeof(ChecksumState));
-    FASTCOMM_CUDA_CHECK(cudaMemsetAsync(state, 0, sizeof(ChecksumState), workspace.stream));
-  }
-  arguments.state = workspace.checksum_state.reserve_array<ChecksumState>(workspace.allocate, 1);
+  arguments.state = workspace.checksum_state.get(workspace.allocate, workspace.stream);
   arguments.num_vectors = body_bytes / kVectorBytes;
   arguments.body_power = power_of_x(8 * static_cast<uint64_t>(body_bytes));
   arguments.header_remainder = header_remainder(arguments.header, arguments.body_power);

@@ -37,10 +37,12 @@ class DeviceTables {
       tables_.clear();
     }
     const std::shared_ptr<std::byte> table = allocate(static_cast<int64_t>(bytes.size()));
-    // From pageable memory: the bytes have been read when this returns.
-    FASTCOMM_CUDA_CHECK(
-        cudaMemcpyAsync(table.get(), bytes.data(), bytes.size(), cudaMemcpyHostToDevice, stream));
-    tables_.emplace(std::move(key), table);
+    const auto inserted = tables_.emplace(std::move(key), table).first;
+    // From the table's own key, which stays: some systems read it when the stream gets there.
+    const cudaError_t error = cudaMemcpyAsync(table.get(), inserted->first.data(), bytes.size(),
+                                              cudaMemcpyHostToDevice, stream);
+    if (error != cudaSuccess) tables_.erase(inserted);
+    FASTCOMM_CUDA_CHECK(error);
     return table.get();
   }
 

@@ -61,11 +61,7 @@ void CudaTopK::encode(CudaWorkspace& workspace, DType dtype, std::span<const Top
   const int64_t capacity = call.is_sampled ? std::min(num_elements, 2 * k + 16384) : num_elements;
   call.capacity = static_cast<uint32_t>(capacity);
   const int64_t num_sub_blocks = call.layout.num_sub_blocks;
-  if (state_.bytes() == 0) {
-    void* const state = state_.reserve_array<State>(allocate, 1);
-    FASTCOMM_CUDA_CHECK(cudaMemsetAsync(state, 0, sizeof(State), stream));
-  }
-  call.state = state_.reserve_array<State>(allocate, 1);
+  call.state = state_.get(allocate, stream);
   call.tiles = tiles_.reserve_array<TileRecord>(allocate, num_sub_blocks * kTilesPerSubBlock);
   call.candidate_indices = candidate_indices_.reserve_array<uint32_t>(allocate, capacity);
   call.candidate_values = candidate_values_.reserve_array<float>(allocate, capacity);

@@ -14,6 +14,9 @@
 namespace fastcomm {
 
 struct CudaWorkspace;
+namespace cuda_topk {
+struct State;
+}
 
 // Buffers of a selection, kept from call to call so that a step allocates nothing. All calls only
 // enqueue work on the workspace's stream; all pointers are to device memory.
@@ -34,7 +37,7 @@ class CudaTopK {
                                      int64_t k, const std::byte* const* sections,
                                      int64_t num_sections);
 
-  DeviceBuffer state_;
+  ZeroedOnDevice<cuda_topk::State> state_;
   DeviceBuffer tiles_;
   DeviceBuffer candidate_indices_;
   DeviceBuffer candidate_values_;

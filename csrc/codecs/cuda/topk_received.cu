@@ -28,15 +28,19 @@ __global__ void __launch_bounds__(kFirstEntriesThreads)
 // saved and becomes NaN: the value, then, is NaN, too, and later sections leave it alone.
 __global__ void __launch_bounds__(kAddThreads) add_received_kernel(ReceivedCall call) {
   __shared__ uint32_t num_saved;
+  __shared__ bool is_failed;  // looked at once: another stream may set it meanwhile
   const int64_t sub_block = blockIdx.x;
   const uint32_t* firsts = call.first_entries + sub_block;
   const int64_t stride = call.layout.num_sub_blocks + 1;
   SavedRange range{0, 0};
   for (int64_t i = 0; i < call.num_sections; ++i) range.first += firsts[i * stride];
-  if (threadIdx.x == 0) num_saved = 0;
+  if (threadIdx.x == 0) {
+    num_saved = 0;
+    is_failed = has_failed(call.failed);
+  }
   __syncthreads();
   // If it has failed, all values are NaN anyway, and no residual changes.
-  const int64_t num_sections = has_failed(call.failed) ? 0 : call.num_sections;
+  const int64_t num_sections = is_failed ? 0 : call.num_sections;
   for (int64_t section = 0; section < num_sections; ++section) {
     const std::byte* const bytes = call.sections[section];
     const auto* offsets = reinterpret_cast<const uint16_t*>(bytes + call.layout.offsets);

@@ -19,6 +19,12 @@ struct DeviceFailure {
   uint32_t expected[kHeaderWords];
 };
 
+// Of checksum.cu; all zero between launches.
+struct ChecksumState {
+  uint32_t remainder;
+  uint32_t num_finished;  // blocks
+};
+
 struct CudaWorkspace {
   cudaStream_t stream = nullptr;
   DeviceAllocate allocate;
@@ -30,7 +36,7 @@ struct CudaWorkspace {
 
   DeviceTables tables;
   CudaTopK topk;
-  DeviceBuffer checksum_state;  // checksum.h
+  ZeroedOnDevice<ChecksumState> checksum_state;
   // Where payloads come from the host and go there.
   DeviceBuffer payloads;
   std::unique_ptr<StagingStreams> staging;
