@@ -87,7 +87,7 @@ def operations_of(candidate: Candidate, variant: Variant) -> dict[str, Operation
     def decode(b: GpuBuffers) -> None:
         _C.decode(spec, b.received, b.out, workspace, *options)
 
-    operations = {"encode": encode, "hop": hop, "decode": decode}
+    operations: dict[str, Operation] = {"encode": encode, "hop": hop, "decode": decode}
     if variant.sealed:
         del operations["decode"]  # waits for the host, to say what is wrong with a payload
     return operations

@@ -102,8 +102,8 @@ class Trainer:
         # PowerSGD gets one bucket: over gloo it runs several at once in any order, and crashes.
         bucket_megabytes = 25 if arguments.codec == "powersgd" else None
         self.model = DistributedDataParallel(self.network, bucket_cap_mb=bucket_megabytes)
-        state = set_gradient_sync(self.model, arguments.codec, arguments.algorithm)
-        self.meter = WireMeter(self.network, arguments.codec, world_size, state)
+        self.hook_state = set_gradient_sync(self.model, arguments.codec, arguments.algorithm)
+        self.meter = WireMeter(self.network, arguments.codec, world_size, self.hook_state)
         torch.manual_seed(arguments.seed * world_size + rank)  # every rank its own dropout
         self.optimizer = torch.optim.SGD(
             self.network.parameters(), arguments.lr, momentum=0.9, nesterov=True
@@ -159,6 +159,8 @@ class Trainer:
             loss = cross_entropy(self.model(images), labels)
         self.optimizer.zero_grad()
         # Meanwhile DDP synchronises the gradients.
+        if self.hook_state is not None:
+            self.hook_state.grad_scale(self.scaler)  # what compression left out is scaled, too
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.step(self.optimizer)
         self.scaler.update()

@@ -3,6 +3,7 @@
 # No "from __future__ import annotations" here: register_comm_hook inspects the hook's annotations.
 import contextlib
 import functools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from fastcomm._arguments import check_num_threads, check_tensor, require_process
 from fastcomm.algorithms import check_algorithm
 from fastcomm.codecs import Codec, Fp32
 from fastcomm.codecs import codec as parse_codec
+from fastcomm.detached import detached_hook_state
 from fastcomm.errors import ArgumentError, Error
 from fastcomm.group import ConnectedGroup
 from fastcomm.residuals import ResidualStore
@@ -76,11 +78,15 @@ class HookState:
         self._is_agreed = False
         self._flush_requested = False
         self._flushing = False
+        self._grad_scale: float | None = None  # not known
         self._step = 0
         self._bucket_in_step = 0
         self._num_steps = 0
         self._num_elements = 0
         self._raw_bytes = 0
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (detached_hook_state, ())  # of a copy of the DDP model
 
     def connect(self) -> None:
         """Connect the ranks and check that they agree; does nothing if that was done already.
@@ -189,6 +195,22 @@ class HookState:
         """
         self._flush_requested = True
 
+    def grad_scale(self, scale: float | torch.amp.GradScaler) -> None:
+        """Tell by what gradients are multiplied from now on: a GradScaler, or its scale.
+
+        Residuals are in units of scaled gradients; when the scale changes, they follow. Call it on
+        every rank, before the first step and after each ``scaler.update()``.
+
+        Raises:
+            ArgumentError: if the scale is not positive and finite.
+        """
+        value = scale if isinstance(scale, (float, int)) else scale.get_scale()
+        if not 0 < value < math.inf:
+            raise ArgumentError(f"the scale of the gradients is {value}; it must be positive")
+        if self._grad_scale not in (None, value):
+            self._residuals.rescale(value / self._grad_scale)
+        self._grad_scale = float(value)
+
     def state_dict(self) -> dict[str, Any]:
         """Return this rank's state: its step, world size, and residuals by parameter name.
 
@@ -203,6 +225,7 @@ class HookState:
             "step": self._step,
             "codec": str(self.codec),
             "world_size": self.process_group.size(),
+            "grad_scale": self._grad_scale,
             "residuals": {name: r.clone() for name, r in self._residuals.named_residuals()},
         }
 
@@ -238,6 +261,7 @@ class HookState:
                     residual = residuals[name] + residual.to(residuals[name].device)
                 residuals[name] = residual
         self._step = step
+        self._grad_scale = mine[0].get("grad_scale") if mine else None
         self._residuals.load(residuals)
 
     def _is_compressed(self, parameter: torch.Tensor) -> bool:

@@ -6,6 +6,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastcomm._arguments import require_process_group
 from fastcomm.codecs import Codec
+from fastcomm.detached import DetachedHookState
 from fastcomm.errors import ArgumentError
 from fastcomm.hook import HookState, compress_hook
 
@@ -43,11 +44,13 @@ def register(
         raise ArgumentError(
             "DistributedDataParallel(mixed_precision=...) brings its own hook; use torch.autocast"
         )
-    if ddp_model._comm_hooks:
+    hooks = [hook for hook in ddp_model._comm_hooks if not isinstance(hook[1], DetachedHookState)]
+    if hooks:
         raise ArgumentError(
             "the DDP model has a communication hook already; wrap the module in a new "
             "DistributedDataParallel"
         )
+    ddp_model._comm_hooks = hooks
     state = HookState(codec, **options)
     state.attach(ddp_model)
     state.connect()

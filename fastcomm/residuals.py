@@ -146,6 +146,14 @@ class ResidualStore:
         self._views.clear()
         self._loaded = {name: r.float().clone() for name, r in loaded.items()}
 
+    def rescale(self, factor: float) -> None:
+        """Multiply every residual; one that would overflow becomes the largest float32."""
+        largest = torch.finfo(torch.float32).max
+        of_buckets = [layout.residual for layout in self._layouts.values()]
+        for residual in [*of_buckets, *self._loaded.values()]:
+            if residual is not None:
+                residual.mul_(factor).clamp_(-largest, largest)
+
     def _require_names(self) -> None:
         if not self._names:
             raise ArgumentError(

@@ -69,6 +69,48 @@ def test_overflow_on_one_rank_makes_grad_scaler_skip_on_all(codec: str, poison: 
     ranks.run(2, scale_gradients, codec, poison)
 
 
+def train(codec: str, growth_interval: int, tells_scale: bool) -> str:
+    """Return a digest of the parameters after steps in which the scale grows, 0: without scaler."""
+    model = DistributedDataParallel(mlp())
+    state = fastcomm.register(model, codec)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler(
+        "cpu", init_scale=256.0, growth_interval=growth_interval or 1, enabled=growth_interval > 0
+    )
+    for step in range(6):
+        if tells_scale:
+            state.grad_scale(scaler)
+        optimizer.zero_grad()
+        scaler.scale(loss_of(model, step)).backward()  # type: ignore[no-untyped-call]
+        scaler.step(optimizer)
+        scaler.update()
+        if step == 3:  # a checkpoint keeps the scale with the residuals
+            saved = state.state_dict()
+            assert saved["grad_scale"] == (scaler.get_scale() / 2 if tells_scale else None)
+            state.load_state_dict(saved)
+    return parameters_digest(model)
+
+
+@pytest.mark.parametrize("codec", ["int8", "int4", "sign", "topk:0.05"])
+def test_residuals_follow_the_scale_of_a_grad_scaler(codec: str) -> None:
+    """Scales are powers of two: bit by bit, training is what it would be without a scaler."""
+    unscaled = ranks.run(2, train, codec, 0, False)
+    assert ranks.run(2, train, codec, 2, True) == unscaled
+    assert ranks.run(2, train, codec, 2, False) != unscaled, "the scale has no effect: no test"
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan")])
+def test_an_impossible_scale_is_refused(scale: float) -> None:
+    assert ranks.run(1, refuse_scale, scale) == [True]
+
+
+def refuse_scale(scale: float) -> bool:
+    state = fastcomm.HookState("int8")
+    with pytest.raises(fastcomm.ArgumentError, match="scale of the gradients"):
+        state.grad_scale(scale)
+    return True
+
+
 def overflow_one_element(codec: str) -> None:
     """A single infinite element, in a matrix that is compressed, must reach the other rank."""
     model = DistributedDataParallel(mlp())
