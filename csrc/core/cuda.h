@@ -7,26 +7,18 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
+#include <tuple>
 
 #include "core/check.h"
 
-namespace fastcomm {
-
-class CudaError : public Error {
- public:
-  using Error::Error;
-};
-
-}  // namespace fastcomm
-
-#define FASTCOMM_CUDA_CHECK(call)                                                 \
-  do {                                                                            \
-    const cudaError_t fastcomm_error = (call);                                    \
-    if (fastcomm_error != cudaSuccess) {                                          \
-      FASTCOMM_THROW(::fastcomm::CudaError,                                       \
-                     #call << " failed: " << cudaGetErrorString(fastcomm_error)); \
-    }                                                                             \
+#define FASTCOMM_CUDA_CHECK(call)                                                \
+  do {                                                                           \
+    const cudaError_t fastcomm_error = (call);                                   \
+    if (fastcomm_error != cudaSuccess) {                                         \
+      FASTCOMM_FAIL(#call << " failed: " << cudaGetErrorString(fastcomm_error)); \
+    }                                                                            \
   } while (false)
 
 namespace fastcomm {
@@ -43,17 +35,23 @@ void launch(void (*kernel)(Parameters...), int64_t num_blocks, int num_threads, 
 }
 
 // As many blocks as the current device runs at the same time: for kernels that walk their work.
+// The driver is asked once for each kernel and device, not at every launch.
 template <class Kernel>
 int64_t num_resident_blocks(Kernel kernel, int num_threads) {
   int device = 0;
-  int num_multiprocessors = 0;
-  int blocks = 0;
   FASTCOMM_CUDA_CHECK(cudaGetDevice(&device));
-  FASTCOMM_CUDA_CHECK(
-      cudaDeviceGetAttribute(&num_multiprocessors, cudaDevAttrMultiProcessorCount, device));
-  FASTCOMM_CUDA_CHECK(
-      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, num_threads, 0));
-  return int64_t{num_multiprocessors} * (blocks > 0 ? blocks : 1);
+  thread_local std::map<std::tuple<int, Kernel, int>, int64_t> known;
+  int64_t& num_blocks = known[{device, kernel, num_threads}];
+  if (num_blocks == 0) {
+    int num_multiprocessors = 0;
+    int blocks = 0;
+    FASTCOMM_CUDA_CHECK(
+        cudaDeviceGetAttribute(&num_multiprocessors, cudaDevAttrMultiProcessorCount, device));
+    FASTCOMM_CUDA_CHECK(
+        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, num_threads, 0));
+    num_blocks = int64_t{num_multiprocessors} * (blocks > 0 ? blocks : 1);
+  }
+  return num_blocks;
 }
 
 // Returns device memory (aligned to 256 bytes) that is given back with the last reference.

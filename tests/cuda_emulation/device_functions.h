@@ -64,28 +64,15 @@ inline unsigned __ballot_sync(unsigned, int predicate) {
   }
   return ballot;
 }
-inline int __any_sync(unsigned, int predicate) { return __ballot_sync(~0u, predicate) != 0; }
-inline int __all_sync(unsigned, int predicate) { return __ballot_sync(~0u, predicate) == ~0u; }
 
 inline unsigned __reduce_max_sync(unsigned, unsigned value) {
   return cuda_emulation::reduce(value, [](unsigned a, unsigned b) { return a > b ? a : b; });
-}
-inline unsigned __reduce_add_sync(unsigned, unsigned value) {
-  return cuda_emulation::reduce(value, [](unsigned a, unsigned b) { return a + b; });
-}
-inline unsigned __reduce_or_sync(unsigned, unsigned value) {
-  return cuda_emulation::reduce(value, [](unsigned a, unsigned b) { return a | b; });
 }
 inline unsigned __reduce_xor_sync(unsigned, unsigned value) {
   return cuda_emulation::reduce(value, [](unsigned a, unsigned b) { return a ^ b; });
 }
 
 inline int __popc(unsigned value) { return std::popcount(value); }
-inline int __ffs(int value) { return __builtin_ffs(value); }
-inline int __clz(int value) { return std::countl_zero(static_cast<unsigned>(value)); }
-inline unsigned __umulhi(unsigned a, unsigned b) {
-  return static_cast<unsigned>((uint64_t{a} * b) >> 32);
-}
 
 template <class T>
 T __ldcs(const T* from) {
@@ -93,10 +80,6 @@ T __ldcs(const T* from) {
 }
 template <class T>
 T __ldcg(const T* from) {
-  return *from;
-}
-template <class T>
-T __ldg(const T* from) {
   return *from;
 }
 template <class T>
@@ -109,9 +92,6 @@ template <class T>
 T atomicAdd(T* to, T value) {
   return std::atomic_ref<T>(*to).fetch_add(value);
 }
-inline unsigned atomicOr(unsigned* to, unsigned value) {
-  return std::atomic_ref<unsigned>(*to).fetch_or(value);
-}
 inline unsigned atomicXor(unsigned* to, unsigned value) {
   return std::atomic_ref<unsigned>(*to).fetch_xor(value);
 }
@@ -123,12 +103,4 @@ template <class T>
 T atomicCAS(T* to, T expected, T value) {
   std::atomic_ref<T>(*to).compare_exchange_strong(expected, value);
   return expected;
-}
-template <class T>
-T atomicMax(T* to, T value) {
-  std::atomic_ref<T> ref(*to);
-  T seen = ref.load();
-  while (seen < value && !ref.compare_exchange_weak(seen, value)) {
-  }
-  return seen;
 }

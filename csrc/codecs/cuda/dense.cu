@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kThreads, kIsStochastic ? 3 : kBlocks)
     encode_kernel(const __grid_constant__ CudaEncodeArguments arguments) {
   __shared__ float stashes[kWarps][C::kBlockElements];
   const int lane = lane_of_thread();
-  const bool is_failed = arguments.failed != nullptr && *arguments.failed != 0;
+  const bool is_failed = has_failed(arguments.failed);
   for (int64_t index = arguments.first_block + warp_of_grid(); index < arguments.end_block;
        index += num_warps_of_grid()) {
     const PieceBlock<C> block(arguments.pieces, index);
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     decode_kernel(const __grid_constant__ CudaDecodeArguments arguments) {
   __shared__ float stashes[kWarps][C::kBlockElements];
   const int lane = lane_of_thread();
-  const bool is_failed = arguments.failed != nullptr && *arguments.failed != 0;
+  const bool is_failed = has_failed(arguments.failed);
   for (int64_t index = arguments.first_block + warp_of_grid(); index < arguments.end_block;
        index += num_warps_of_grid()) {
     const PieceBlock<C> block(arguments.pieces, index);

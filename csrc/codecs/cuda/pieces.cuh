@@ -2,24 +2,15 @@
 // Finding the piece of a block.
 
 #include "codecs/cuda/dense.h"
+#include "codecs/cuda/warp.cuh"
 #include "codecs/dense/section.h"
 
 namespace fastcomm {
 
 __device__ __forceinline__ const DensePiece& piece_of_block(const DensePieces& pieces,
                                                             int64_t block) {
-  int first = 0;
-  int end = pieces.size;
-#pragma unroll 1
-  while (end - first > 1) {
-    const int middle = (first + end) / 2;
-    if (pieces[middle].first_block <= block) {
-      first = middle;
-    } else {
-      end = middle;
-    }
-  }
-  return pieces[first];
+  return pieces[last_not_above(block, pieces.size,
+                               [&](int piece) { return pieces[piece].first_block; })];
 }
 
 // A block of a piece.

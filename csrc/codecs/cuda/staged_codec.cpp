@@ -35,9 +35,7 @@ std::vector<Part> cut_parts(const BucketLayout& layout, std::span<const DenseSec
   const int64_t num_parts =
       std::clamp<int64_t>(payload_bytes / kSmallestPartBytes, 1, std::min(kMostParts, num_blocks));
   const int64_t codes_begin =
-      kHeaderBytes + align_up(format.has_scale ? 2 * num_blocks : 0, kSectionAlignment);
-  const int64_t block_bytes =
-      int64_t{format.block_elements} / format.elements_per_unit * format.unit_bytes;
+      kHeaderBytes + format.codes_offset(sections[0].pieces[0].num_elements);
   std::vector<Part> parts;
   for (int64_t i = 0; i < num_parts; ++i) {
     Part part{num_blocks * i / num_parts, num_blocks * (i + 1) / num_parts, {}};
@@ -46,8 +44,9 @@ std::vector<Part> cut_parts(const BucketLayout& layout, std::span<const DenseSec
       part.bytes.push_back({kHeaderBytes + 2 * part.first_block,
                             is_last ? codes_begin : kHeaderBytes + 2 * part.end_block});
     }
-    part.bytes.push_back({codes_begin + part.first_block * block_bytes,
-                          is_last ? payload_bytes : codes_begin + part.end_block * block_bytes});
+    part.bytes.push_back(
+        {codes_begin + part.first_block * format.block_bytes(),
+         is_last ? payload_bytes : codes_begin + part.end_block * format.block_bytes()});
     parts.push_back(std::move(part));
   }
   return parts;

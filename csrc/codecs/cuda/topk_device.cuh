@@ -10,10 +10,6 @@
 
 namespace fastcomm::cuda_topk {
 
-__device__ __forceinline__ bool has_failed(const uint32_t* failed) {
-  return failed != nullptr && __ldcg(failed) != 0;
-}
-
 __device__ __forceinline__ float gradient_value(DType dtype, const void* gradient, int64_t i) {
   if (dtype == DType::kFloat32) return static_cast<const float*>(gradient)[i];
   if (dtype == DType::kBFloat16) return to_float(static_cast<const BFloat16*>(gradient)[i]);
@@ -22,18 +18,8 @@ __device__ __forceinline__ float gradient_value(DType dtype, const void* gradien
 
 // The piece that `index` is in.
 __device__ __forceinline__ const Piece* find_piece(const Pieces& pieces, int64_t index) {
-  int first = 0;
-  int count = pieces.count;
-  while (count > 1) {
-    const int half = count / 2;
-    if (pieces.table[first + half].first_index <= index) {
-      first += half;
-      count -= half;
-    } else {
-      count = half;
-    }
-  }
-  return pieces.table + first;
+  return pieces.table + last_not_above(index, pieces.count,
+                                       [&](int piece) { return pieces.table[piece].first_index; });
 }
 
 // Walks pieces in step with ascending indices, from the piece of the first one.

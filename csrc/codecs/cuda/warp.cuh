@@ -22,4 +22,26 @@ __device__ __forceinline__ int64_t num_warps_of_grid() {
   return int64_t{gridDim.x} * blockDim.x / kWarpLanes;
 }
 
+// Of `count` ascending numbers, the index of the last that is not above `value`; the first is not.
+template <class NumberAt>
+__device__ __forceinline__ int last_not_above(int64_t value, int count, NumberAt&& number_at) {
+  int first = 0;
+#pragma unroll 1
+  while (count > 1) {
+    const int half = count / 2;
+    if (number_at(first + half) <= value) {
+      first += half;
+      count -= half;
+    } else {
+      count = half;
+    }
+  }
+  return first;
+}
+
+// Of CudaWorkspace::failed.
+__device__ __forceinline__ bool has_failed(const uint32_t* failed) {
+  return failed != nullptr && __ldcg(failed) != 0;
+}
+
 }  // namespace fastcomm

@@ -64,6 +64,10 @@ int64_t DenseFormat::num_blocks(int64_t num_elements) const {
   return (num_elements + block_elements - 1) / block_elements;
 }
 
+int64_t DenseFormat::codes_offset(int64_t num_elements) const {
+  return SectionParts(*this, num_elements).codes_offset;
+}
+
 int64_t DenseFormat::section_bytes(int64_t num_elements) const {
   return SectionParts(*this, num_elements).section_bytes;
 }

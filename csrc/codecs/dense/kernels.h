@@ -76,6 +76,8 @@ struct DenseFormat {
   DenseKernels kernels[kNumIsas];
 
   int64_t num_blocks(int64_t num_elements) const;
+  int64_t codes_offset(int64_t num_elements) const;  // in the section
+  int64_t block_bytes() const { return int64_t{block_elements} / elements_per_unit * unit_bytes; }
   int64_t section_bytes(int64_t num_elements) const;  // a multiple of the section alignment
   // Zeroes the padding of a section: it is part of the payload, and same inputs give same bytes.
   void clear_padding(std::byte* section, int64_t num_elements) const;
