@@ -28,7 +28,8 @@ CPP_FILES = $(shell find csrc tests/cpp tests/cuda_emulation tests/fuzz -name '*
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-cpp test-python cuda-check fuzz bench lint format clean
+.PHONY: help demo test test-cpp test-python cuda-check sanitize sanitize-memory sanitize-threads \
+  stress fuzz bench lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -51,6 +52,10 @@ test-python: $(VENV)/.with-test  ## the Python tests
 # Where nvcc is: on the PATH, or where its installer puts it.
 NVCC := $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
 
+stress: $(VENV)/.with-demo,test sanitize  ## a hundred kills, long runs, PyTorch's own tests of DDP, sanitizers: 15 minutes
+	$(BIN)/python -m pytest -m stress -s
+	$(BIN)/python tests/torch_suite.py
+
 cuda-check: $(VENV)/.with-test  ## compile and link the CUDA kernels, without a GPU or torch; spilled registers are errors
 ifeq ($(NVCC),)
 	@echo "there is no nvcc: the CUDA kernels were not compiled (make test runs them in an emulation)"
@@ -62,6 +67,20 @@ else
 	$(BIN)/cmake --build build/cuda --target fastcomm_cuda_tests > build/cuda/kernels.log || (cat build/cuda/kernels.log; exit 1)
 	$(BIN)/python cmake/kernel_report.py build/cuda/kernels.log
 endif
+
+sanitize: sanitize-memory sanitize-threads  ## the C++ tests under AddressSanitizer and UBSan; those of threads under ThreadSanitizer
+
+sanitize-memory: SANITIZERS := address,undefined
+sanitize-memory: TESTS := native
+# The leak check needs ptrace, which containers may forbid.
+sanitize-memory: export ASAN_OPTIONS := detect_leaks=0
+sanitize-threads: SANITIZERS := thread
+sanitize-threads: TESTS := threads
+sanitize-memory sanitize-threads: $(VENV)/.with-test
+	$(BIN)/cmake -S . -B build/$@ -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
+	  -DFASTCOMM_PYTHON=OFF -DFASTCOMM_TESTS=ON -DFASTCOMM_SANITIZE=$(SANITIZERS)
+	$(BIN)/cmake --build build/$@ --target fastcomm_tests
+	$(BIN)/ctest --test-dir build/$@ --label-regex $(TESTS) --output-on-failure
 
 fuzz: $(VENV)/.with-test  ## damaged payloads against the decoders, with clang; FUZZ_SECONDS= FUZZ_CXX=
 	$(BIN)/cmake -S . -B build/fuzz -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \

@@ -118,9 +118,17 @@ class ShapedLink:
     def __exit__(self, *exception: object) -> None:
         self._remove()
 
+    def namespace(self, rank: int) -> str:
+        """Name of this rank's network namespace."""
+        return self._namespaces[rank]
+
     def command_prefix(self, rank: int) -> list[str]:
         """Return what goes before a command so that it runs on this rank's side of the link."""
         return ["ip", "netns", "exec", self._namespaces[rank]]
+
+    def cut(self, rank: int) -> None:
+        """Cut a rank off: nothing reaches it any more, and nobody is told."""
+        _run(["ip", "-n", self._namespaces[rank], "link", "set", _INTERFACE, "down"])
 
     def address(self, rank: int) -> str:
         """IPv4 address of this rank, reachable from the other ranks only."""

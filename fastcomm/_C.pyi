@@ -1,5 +1,7 @@
 """The native module; csrc/bindings/module.cpp."""
 
+from datetime import timedelta
+
 from torch import Tensor, device
 from torch._C._distributed_c10d import Backend
 from torch.futures import Future
@@ -95,7 +97,10 @@ class BucketPlan:
     ) -> None: ...
 
 class Communicator:
-    def __init__(self, backends: list[Backend], num_lanes: int) -> None: ...
+    # `timeout`: how long an exchange waits for a message of another rank
+    def __init__(self, backends: list[Backend], num_lanes: int, timeout: timedelta) -> None: ...
+    # Raises PeerError if `peer` has ended, or the error of an exchange that failed.
+    def check(self, peer: int) -> None: ...
     def all_reduce(
         self,
         bucket: Tensor,

@@ -18,7 +18,13 @@ from fastcomm.codecs import (  # noqa: E402
     TopK,
     codec,
 )
-from fastcomm.errors import ArgumentError, Error, MismatchError, PayloadError  # noqa: E402
+from fastcomm.errors import (  # noqa: E402
+    ArgumentError,
+    Error,
+    MismatchError,
+    PayloadError,
+    PeerError,
+)
 from fastcomm.hook import HookState, compress_hook  # noqa: E402
 from fastcomm.reduce import Work, all_reduce  # noqa: E402
 from fastcomm.registration import register  # noqa: E402
@@ -41,6 +47,7 @@ __all__ = [
     "Int8",
     "MismatchError",
     "PayloadError",
+    "PeerError",
     "Sign",
     "Stats",
     "TopK",

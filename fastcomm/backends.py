@@ -6,6 +6,8 @@ confused with the user's, whichever threads they come from.
 
 from __future__ import annotations
 
+import datetime
+
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import Backend, PrefixStore, Store
@@ -44,8 +46,13 @@ def uses_nccl(process_group: dist.ProcessGroup) -> bool:
     return given.name() == "nccl"
 
 
-def make_host_backends(process_group: dist.ProcessGroup, store: Store) -> list[Backend]:
-    """Return new backends over the ranks of ``process_group``, of the kind it has for the CPU."""
+def make_host_backends(
+    process_group: dist.ProcessGroup, store: Store
+) -> tuple[list[Backend], datetime.timedelta]:
+    """Return new backends over the ranks of ``process_group``, of the kind it has for the CPU.
+
+    And the timeout of the one that it has.
+    """
     try:
         given = process_group._get_backend(torch.device("cpu"))
     except RuntimeError:
@@ -64,7 +71,7 @@ def make_host_backends(process_group: dist.ProcessGroup, store: Store) -> list[B
     if given.name() == "gloo":
         # Not dist.new_group: it takes all ranks of the job, or (with use_local_synchronization)
         # names the group after how many groups this rank has, which differs between ranks.
-        return [
+        backends: list[Backend] = [
             dist.ProcessGroupGloo(
                 PrefixStore(str(index), store),
                 process_group.rank(),
@@ -73,10 +80,11 @@ def make_host_backends(process_group: dist.ProcessGroup, store: Store) -> list[B
             )
             for index in range(_NUM_GLOO_BACKENDS)
         ]
+        return backends, timeout
     ranks = dist.get_process_group_ranks(process_group)
     group = dist.new_group(ranks, timeout, given.name(), use_local_synchronization=True)
     backend: Backend = group._get_backend(torch.device("cpu"))
-    return [backend]
+    return [backend], timeout
 
 
 def make_nccl_backend(

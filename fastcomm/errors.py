@@ -13,5 +13,12 @@ class MismatchError(Error):
     """The ranks disagree on the codec or another setting; raised on every rank."""
 
 
+class PeerError(Error):
+    """Another rank has ended, was silent for too long, or an earlier exchange failed somewhere.
+
+    The ranks are out of step then: restart from a checkpoint.
+    """
+
+
 class PayloadError(Error):
     """A received payload is damaged, foreign, or out of step with this rank."""

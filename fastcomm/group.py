@@ -8,23 +8,29 @@ import datetime
 import json
 import os
 import socket
+import time
 import weakref
 
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import Backend, PrefixStore, Store
 
+import fastcomm
 from fastcomm import _C
 from fastcomm.algorithms import choose_algorithm
 from fastcomm.backends import make_host_backends, make_nccl_backend, own_store, uses_nccl
 from fastcomm.codecs import Codec
-from fastcomm.errors import Error, MismatchError
+from fastcomm.errors import Error, MismatchError, PeerError
 
 # Exchanges in flight at a time: one encodes while another is on the wire.
 NUM_LANES = 2
 
 # How long a rank that ends waits for what it has enqueued over NCCL, and for the other ranks.
 _SECONDS_TO_FINISH = 30.0
+
+# Seconds between two looks for another rank's settings: more and more.
+_SHORTEST_PAUSE = 0.0002
+_LONGEST_PAUSE = 0.02
 
 # How many connections each process group has so far: the same on all of its ranks.
 _num_connections: weakref.WeakKeyDictionary[dist.ProcessGroup, int] = weakref.WeakKeyDictionary()
@@ -108,11 +114,16 @@ class ConnectedGroup:
                 assert process_group is not None
                 backend = make_nccl_backend(process_group, self._store, device, self._name)
             return _C.StreamCommunicator(backend, device)
-        backends: list[Backend] = []
-        if self._store is not None:
-            assert process_group is not None
-            backends = make_host_backends(process_group, self._store)
-        return _C.Communicator(backends, NUM_LANES)
+        if self._store is None:
+            return _C.Communicator([], NUM_LANES, datetime.timedelta())
+        assert process_group is not None
+        try:
+            backends, timeout = make_host_backends(process_group, self._store)
+        except RuntimeError as error:
+            if isinstance(error, Error):
+                raise
+            raise PeerError(f"rank {self.rank} cannot connect to all others: {error}") from error
+        return _C.Communicator(backends, NUM_LANES, timeout)
 
     def algorithm(
         self, algorithm: str, codec: Codec, runs: list[tuple[int, bool]], device: torch.device
@@ -151,14 +162,15 @@ class ConnectedGroup:
         return self._num_ranks_on_host
 
     def check_agreement(self, settings: dict[str, str]) -> None:
-        """Compare ``settings`` between all ranks, before any data flows.
+        """Compare ``settings``, and fastcomm's version, between all ranks, before any data flows.
 
         Raises:
             MismatchError: on every rank, with the same message, if any rank differs.
-            Error: if a rank does not answer within the group's timeout.
+            PeerError: if a rank has ended, or does not answer within the store's timeout.
         """
         if self._store is None:
             return
+        settings = {"fastcomm": fastcomm.__version__, **settings}
         prefix = f"handshake/{self._num_handshakes}"
         self._num_handshakes += 1
         self._store.set(f"{prefix}/{self.rank}", json.dumps(settings))
@@ -176,13 +188,29 @@ class ConnectedGroup:
 
     def _answer(self, key: str, rank: int) -> dict[str, str]:
         assert self._store is not None
+        communicator = self._communicators.get("gloo")
+        timeout: datetime.timedelta = self._store.timeout  # type: ignore[attr-defined]  # a stub
+        seconds = timeout.total_seconds()
+        deadline = time.monotonic() + seconds
+        pause = _SHORTEST_PAUSE
         try:
+            while not self._store.check([key]):
+                if isinstance(communicator, _C.Communicator):
+                    communicator.check(rank)
+                if time.monotonic() > deadline:
+                    raise PeerError(
+                        f"rank {rank} of the process group did not compare settings with rank "
+                        f"{self.rank} for {seconds:g} s: it is stopped, cut off, or does something "
+                        "else; make the same calls on every rank"
+                    )
+                # Not store.wait(): it cannot be interrupted, and logs every timeout.
+                time.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
             answer: dict[str, str] = json.loads(self._store.get(key))
-        except RuntimeError as error:
-            raise Error(
-                f"rank {rank} of the process group did not compare settings with rank {self.rank}: "
-                "it has ended, or it does something else; make the same calls on every rank "
-                f"({error})"
+        except dist.DistError as error:
+            raise PeerError(
+                f"rank {self.rank} cannot reach the store of the process group, in which ranks "
+                f"compare settings; the process that holds it has ended ({error})"
             ) from error
         return answer
 

@@ -75,7 +75,7 @@ class _Connection:
                 {
                     "codec": str(codec),
                     "algorithm": algorithm,
-                    "tensor": f"{tensor.numel()} elements",
+                    "tensor": f"{tensor.numel()} elements of {tensor.dtype}",
                 }
             )
             self.agreed.add(subject)

@@ -33,7 +33,7 @@ T = TypeVar("T")
 # the stacks of all threads of its rank; the last resort is to kill the processes.
 GROUP_TIMEOUT = timedelta(seconds=30)
 RUN_SECONDS = 60.0
-KILL_SECONDS = 70.0
+SECONDS_TO_SHOW_STACKS = 10.0
 
 
 class RanksFailedError(AssertionError):
@@ -46,6 +46,7 @@ class _Job:
     num_ranks: int
     store_path: str
     call: bytes  # pickled (function, args, kwargs)
+    seconds: float  # how long it may take
 
 
 @dataclass(frozen=True)
@@ -82,15 +83,22 @@ def run(num_ranks: int, function: Callable[P, T], /, *args: P.args, **kwargs: P.
     Raises:
         RanksFailedError: if any rank raised, died, or did not answer in time.
     """
+    return run_for(RUN_SECONDS, num_ranks, function, *args, **kwargs)
+
+
+def run_for(
+    seconds: float, num_ranks: int, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+) -> list[T]:
+    """Do what ``run`` does, in so many seconds."""
     while len(_workers) < num_ranks:
         _workers.append(_Worker())
     workers = _workers[:num_ranks]
     with tempfile.TemporaryDirectory() as folder:
         call = pickle.dumps((function, args, kwargs))
         for rank, worker in enumerate(workers):
-            job = _Job(rank, num_ranks, os.path.join(folder, "store"), call)
+            job = _Job(rank, num_ranks, os.path.join(folder, "store"), call, seconds)
             worker.connection.send_bytes(pickle.dumps(job))
-        answers = _collect([worker.connection for worker in workers])
+        answers = _collect([worker.connection for worker in workers], seconds)
     errors = [f"rank {rank}: {a.error}" for rank, a in enumerate(answers) if a.error]
     if errors:
         del _workers[:num_ranks]
@@ -100,10 +108,10 @@ def run(num_ranks: int, function: Callable[P, T], /, *args: P.args, **kwargs: P.
     return [answer.result for answer in answers]
 
 
-def _collect(connections: list[Connection]) -> list[_Answer]:
-    answers = [_Answer(error=f"no answer within {KILL_SECONDS:g} s")] * len(connections)
+def _collect(connections: list[Connection], seconds: float) -> list[_Answer]:
+    answers = [_Answer(error=f"no answer within {seconds:g} s")] * len(connections)
     pending = list(connections)
-    deadline = time.monotonic() + KILL_SECONDS
+    deadline = time.monotonic() + seconds + SECONDS_TO_SHOW_STACKS
     while pending and (left := deadline - time.monotonic()) > 0:
         for connection in wait(pending, left):
             assert isinstance(connection, Connection)
@@ -123,7 +131,7 @@ def _serve(connection: Connection) -> None:
             job: _Job = pickle.loads(connection.recv_bytes())
         except EOFError:
             return
-        faulthandler.dump_traceback_later(RUN_SECONDS, exit=True)
+        faulthandler.dump_traceback_later(job.seconds, exit=True)
         try:
             answer = pickle.dumps(_Answer(result=_call(job)))
         except BaseException:
@@ -161,7 +169,7 @@ def run_script(source: str, folder: Path, num_ranks: int) -> subprocess.Complete
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=KILL_SECONDS,
+        timeout=RUN_SECONDS + SECONDS_TO_SHOW_STACKS,
         check=False,
     )
 

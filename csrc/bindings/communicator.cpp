@@ -35,9 +35,9 @@ class DefaultFloatingPoint {
 }  // namespace
 
 struct Communicator::Lane {
-  Lane(std::vector<c10::intrusive_ptr<c10d::Backend>> backends, int index)
+  Lane(Connections& connections, int index)
       : index(index),
-        transport(std::move(backends), static_cast<Tag>(index) * kTagsPerLane),
+        transport(connections, static_cast<Tag>(index) * kTagsPerLane),
         openings(transport) {}
 
   DeviceCodecs& codecs_on(c10::Device device);
@@ -62,10 +62,11 @@ DeviceCodecs& Communicator::Lane::codecs_on(c10::Device device) {
   return *codecs;
 }
 
-Communicator::Communicator(std::vector<c10::intrusive_ptr<c10d::Backend>> backends, int num_lanes)
-    : rank_(backends.empty() ? 0 : backends[0]->getRank()) {
+Communicator::Communicator(std::vector<c10::intrusive_ptr<c10d::Backend>> backends, int num_lanes,
+                           std::chrono::milliseconds timeout)
+    : connections_(std::move(backends), static_cast<Tag>(num_lanes) * kTagsPerLane, timeout) {
   for (int index = 0; index < num_lanes; ++index) {
-    lanes_.push_back(std::make_unique<Lane>(backends, index));
+    lanes_.push_back(std::make_unique<Lane>(connections_, index));
     Lane& lane = *lanes_.back();
     lane.thread = std::thread([this, &lane] { run_lane(lane); });
     const std::string name = "fastcomm-lane" + std::to_string(index);
@@ -110,15 +111,12 @@ void Communicator::close() {
   for (const auto& lane : lanes_) {
     if (lane->thread.joinable()) lane->thread.join();
   }
+  connections_.close();
   lanes_.clear();
 }
 
 void Communicator::abort() {
-  {
-    const std::lock_guard lock(mutex_);
-    if (failure_.empty()) failure_ = "the process ends";
-  }
-  for (const auto& lane : lanes_) lane->transport.abort();
+  connections_.abort("the process ends");
   close();
 }
 
@@ -139,17 +137,11 @@ void Communicator::run_lane(Lane& lane) {
 
 void Communicator::run_job(Lane& lane, Job& job) {
   c10::OptionalStreamGuard guard;
-  std::string failure;
-  {
-    const std::lock_guard lock(mutex_);
-    failure = failure_;
-  }
   std::exception_ptr error;
+  std::string place = describe_place(rank(), job.id);
+  News failure;
   try {
-    FASTCOMM_CHECK(failure.empty(),
-                   "an earlier synchronization failed, so that the ranks are out "
-                   "of step; restart from a checkpoint. The failure: "
-                       << failure);
+    connections_.check();
     if (job.ready) {
       const c10::Stream stream = lane.codecs_on(job.bucket.device()).stream();
       guard.reset_stream(stream);
@@ -159,12 +151,16 @@ void Communicator::run_job(Lane& lane, Job& job) {
       job.bucket.record_stream(stream);
       if (job.residual) job.residual->record_stream(stream);
     }
-    exchange(lane, job);
-  } catch (const std::exception& caught) {
+    exchange(lane, job, place);
+  } catch (Error& caught) {
+    caught.add_place(place);
     error = std::current_exception();
-    const std::lock_guard lock(mutex_);
-    if (failure_.empty()) failure_ = caught.what();
+    failure = {dynamic_cast<MismatchError*>(&caught) != nullptr, caught.what()};
+  } catch (const std::exception& caught) {
+    failure = {false, place + ": " + caught.what()};
+    error = std::make_exception_ptr(Error(failure.text));
   }
+  if (error) connections_.fail(failure);
   {
     const std::lock_guard lock(mutex_);
     lane.is_busy = false;
@@ -173,18 +169,18 @@ void Communicator::run_job(Lane& lane, Job& job) {
   job.complete(error);
 }
 
-void Communicator::exchange(Lane& lane, const Job& job) {
+void Communicator::exchange(Lane& lane, const Job& job, std::string& place) {
   const DefaultFloatingPoint default_floating_point;
   const BucketMemory memory = memory_of(job.bucket, job.residual);
   const BucketPlan& plan = *job.plan;
   std::unique_ptr<Codec> codec;
   if (job.bucket.is_cpu()) {
     lane.workspace.threads = plan.threads;
-    codec = std::make_unique<BucketCodec>(plan.codec, memory, plan.runs, job.factor, rank_,
+    codec = std::make_unique<BucketCodec>(plan.codec, memory, plan.runs, job.factor, rank(),
                                           lane.workspace);
   } else {
     codec = lane.codecs_on(job.bucket.device())
-                .staged_codec(plan.codec, memory, plan.runs, job.factor, rank_);
+                .staged_codec(plan.codec, memory, plan.runs, job.factor, rank());
   }
   Measurements measurements;
   std::vector<TraceEvent> trace;
@@ -193,6 +189,7 @@ void Communicator::exchange(Lane& lane, const Job& job) {
   try {
     lane.openings.run(exchange, *plan.schedule);
   } catch (...) {
+    place = exchange.place();
     // A wait that failed is what one looks for.
     record_.add(measurements, trace, lane.index, job.id);
     throw;

@@ -12,6 +12,7 @@
 #include <ATen/ATen.h>
 #include <c10/core/Event.h>
 
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <exception>
@@ -45,12 +46,13 @@ struct Job {
 class Communicator {
  public:
   // `backends`: over the same ranks; each message uses one of them by its sender's rank. None for a
-  // group of one rank.
-  Communicator(std::vector<c10::intrusive_ptr<c10d::Backend>> backends, int num_lanes);
+  // group of one rank. `timeout`: how long to wait for another rank's message.
+  Communicator(std::vector<c10::intrusive_ptr<c10d::Backend>> backends, int num_lanes,
+               std::chrono::milliseconds timeout);
   // Waits for what is under way. The caller must not hold the GIL.
   ~Communicator();
 
-  int rank() const { return rank_; }
+  int rank() const { return connections_.rank(); }
 
   // Runs the job on its lane's thread; or, if the caller will wait for it anyway, the lane is idle
   // and the bucket on the CPU, on this thread, which saves waking two threads. On a GPU the job
@@ -66,6 +68,9 @@ class Communicator {
   // ranks may never answer. The caller must not hold the GIL.
   void abort();
 
+  // Throws PeerError if `peer` has ended, or what became of an exchange that failed.
+  void check(int peer) const { connections_.check(peer); }
+
   ExchangeRecord& record() { return record_; }
   const ExchangeRecord& record() const { return record_; }
 
@@ -74,15 +79,15 @@ class Communicator {
   void run_lane(Lane& lane);
   // Runs a job of a lane that was marked as busy.
   void run_job(Lane& lane, Job& job);
-  void exchange(Lane& lane, const Job& job);
+  // Throws with the place where it failed in `place`.
+  void exchange(Lane& lane, const Job& job, std::string& place);
 
-  const int rank_;
+  Connections connections_;
   std::vector<std::unique_ptr<Lane>> lanes_;
   ExchangeRecord record_;
   std::mutex mutex_;  // guards everything below and the lanes' queues
   std::condition_variable changed_;
   bool closed_ = false;
-  std::string failure_;  // of the first exchange that failed; the ranks are out of step since
 };
 
 }  // namespace fastcomm

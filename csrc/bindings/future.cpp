@@ -57,15 +57,17 @@ class PythonError final : public torch::PyTorchError {
   std::string type_;
 };
 
-std::exception_ptr as_python_error(const std::exception_ptr& error, const std::string& place) {
+std::exception_ptr as_python_error(const std::exception_ptr& error) {
   try {
     std::rethrow_exception(error);
   } catch (const PayloadError& caught) {
-    return std::make_exception_ptr(PythonError("PayloadError", place + caught.what()));
+    return std::make_exception_ptr(PythonError("PayloadError", caught.what()));
   } catch (const MismatchError& caught) {
-    return std::make_exception_ptr(PythonError("MismatchError", place + caught.what()));
+    return std::make_exception_ptr(PythonError("MismatchError", caught.what()));
+  } catch (const PeerError& caught) {
+    return std::make_exception_ptr(PythonError("PeerError", caught.what()));
   } catch (const std::exception& caught) {
-    return std::make_exception_ptr(PythonError("Error", place + caught.what()));
+    return std::make_exception_ptr(PythonError("Error", caught.what()));
   }
 }
 
@@ -81,9 +83,9 @@ TensorFuture::TensorFuture(const at::Tensor& tensor)
       value(c10::intrusive_ptr<c10::ivalue::PyObjectHolder>(
           c10::make_intrusive<TensorHolder>(tensor))) {}
 
-void TensorFuture::complete(const std::exception_ptr& error, const std::string& place) {
+void TensorFuture::complete(const std::exception_ptr& error) {
   if (error) {
-    future->setError(as_python_error(error, place));
+    future->setError(as_python_error(error));
   } else {
     future->markCompleted(std::move(value));
   }

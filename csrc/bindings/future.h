@@ -12,10 +12,10 @@ using Future = c10::intrusive_ptr<c10::ivalue::Future>;
 // made here, ahead of time. The caller must hold the GIL.
 struct TensorFuture {
   explicit TensorFuture(const at::Tensor& tensor);
-  // Completes the future; `error`, if any, becomes one of fastcomm.errors, and its message starts
-  // with `place`. Needs no GIL. A tensor on a GPU is complete on the current stream then: who waits
-  // for the future makes a stream wait for that one, not the host.
-  void complete(const std::exception_ptr& error, const std::string& place);
+  // Completes the future; `error`, if any, becomes one of fastcomm.errors. Needs no GIL. A tensor
+  // on a GPU is complete on the current stream then: who waits for the future makes a stream wait
+  // for that one, not the host.
+  void complete(const std::exception_ptr& error);
 
   Future future;
   c10::IValue value;

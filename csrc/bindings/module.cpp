@@ -2,6 +2,7 @@
 // in Python, here only for what would be unsafe.
 
 #include <c10/core/StreamGuard.h>
+#include <pybind11/chrono.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/jit/python/pybind_utils.h>
 #include <torch/csrc/utils/pybind.h>
@@ -18,12 +19,6 @@ namespace {
 using PythonFuture = torch::jit::PythonFutureWrapper;
 using NoGil = py::call_guard<py::gil_scoped_release>;
 
-// What is in front of the message of an error on a lane.
-std::string place_of(int rank, uint32_t step, uint16_t bucket_index) {
-  return "rank " + std::to_string(rank) + ", step " + std::to_string(step) + ", bucket " +
-         std::to_string(bucket_index) + ": ";
-}
-
 // Throws here what would be an error on a lane.
 void check_bucket(const at::Tensor& bucket, const std::optional<at::Tensor>& residual) {
   check_memory(bucket, "tensor");
@@ -38,14 +33,12 @@ std::shared_ptr<PythonFuture> all_reduce(Communicator& communicator, const at::T
   check_bucket(bucket, residual);
   TensorFuture result(bucket);
   Future future = result.future;
-  const std::string place = place_of(communicator.rank(), step, bucket_index);
-  Job job{
-      std::move(plan),
-      bucket,
-      residual,
-      factor,
-      {step, bucket_index},
-      [result, place](const std::exception_ptr& error) mutable { result.complete(error, place); }};
+  Job job{std::move(plan),
+          bucket,
+          residual,
+          factor,
+          {step, bucket_index},
+          [result](const std::exception_ptr& error) mutable { result.complete(error); }};
   const py::gil_scoped_release no_gil;
   communicator.submit(std::move(job), caller_waits);
   return std::make_shared<PythonFuture>(future);
@@ -68,7 +61,7 @@ std::shared_ptr<PythonFuture> all_reduce_on_stream(StreamCommunicator& communica
   } catch (const std::exception&) {
     error = std::current_exception();
   }
-  result.complete(error, place_of(communicator.rank(), step, bucket_index));
+  result.complete(error);
   return std::make_shared<PythonFuture>(result.future);
 }
 
@@ -90,6 +83,8 @@ void translate_error(std::exception_ptr error) {
     raise("PayloadError", caught);
   } catch (const MismatchError& caught) {
     raise("MismatchError", caught);
+  } catch (const PeerError& caught) {
+    raise("PeerError", caught);
   } catch (const Error& caught) {
     raise("Error", caught);
   } catch (torch::PyTorchError& caught) {  // of a future
@@ -206,11 +201,14 @@ PYBIND11_MODULE(_C, module) {
            py::arg("codec"), py::arg("runs"), py::arg("algorithm"), py::arg("threads"));
 
   Class<Communicator> communicator(module, "Communicator");
-  communicator.def(py::init([](const std::vector<BackendPointer>& backends, int num_lanes) {
-                     return std::unique_ptr<Communicator, DeleteWithoutGil<Communicator>>(
-                         new Communicator(backends, num_lanes));
-                   }),
-                   py::arg("backends"), py::arg("num_lanes"));
+  communicator
+      .def(py::init([](const std::vector<BackendPointer>& backends, int num_lanes,
+                       std::chrono::milliseconds timeout) {
+             return std::unique_ptr<Communicator, DeleteWithoutGil<Communicator>>(
+                 new Communicator(backends, num_lanes, timeout));
+           }),
+           py::arg("backends"), py::arg("num_lanes"), py::arg("timeout"))
+      .def("check", &Communicator::check, py::arg("peer"));
   define_communicator(communicator, all_reduce);
   Class<StreamCommunicator> on_stream(module, "StreamCommunicator");
   on_stream.def(

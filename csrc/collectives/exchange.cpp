@@ -56,6 +56,11 @@ void PayloadBuffers::take_memory_from(AllocatePayloads allocate) {
   allocate_ = std::move(allocate);
 }
 
+std::string describe_place(int rank, ExchangeId id) {
+  return "rank " + std::to_string(rank) + ", step " + std::to_string(id.step) + ", bucket " +
+         std::to_string(id.bucket);
+}
+
 MessageLabel Exchange::label(int segment, int64_t slice) const {
   return {id_.step, id_.bucket, static_cast<uint16_t>(segment), static_cast<uint32_t>(slice)};
 }
@@ -63,6 +68,10 @@ MessageLabel Exchange::label(int segment, int64_t slice) const {
 std::string Exchange::describe() const {
   return "step " + std::to_string(id_.step) + ", bucket " + std::to_string(id_.bucket) + ", " +
          codec_.describe();
+}
+
+std::string Exchange::place() const {
+  return describe_place(rank(), id_) + (hop_ < 0 ? ", opening" : ", hop " + std::to_string(hop_));
 }
 
 void Exchange::encode(ElementRange range, std::span<const std::span<const std::byte>> received,

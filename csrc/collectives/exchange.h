@@ -64,6 +64,9 @@ struct ExchangeId {
   uint16_t bucket = 0;
 };
 
+// "rank 1, step 41, bucket 0"
+std::string describe_place(int rank, ExchangeId id);
+
 class Exchange {
  public:
   Exchange(Codec& codec, Transport& transport, PayloadBuffers& buffers, Measurements& measurements,
@@ -83,6 +86,10 @@ class Exchange {
   MessageLabel label(int segment, int64_t slice) const;
   // What must be the same on every rank, for people to read.
   std::string describe() const;
+  // Which hop of the schedule this rank is at. Until the first one it is in the opening.
+  void enter_hop(int hop) { hop_ = hop; }
+  // Where this rank is, for people to read: rank, step, bucket and hop.
+  std::string place() const;
 
   // Codec and Transport calls, measured.
   void encode(ElementRange range, std::span<const std::span<const std::byte>> received,
@@ -102,6 +109,7 @@ class Exchange {
   PayloadBuffers& buffers_;
   Measurements& measurements_;
   ExchangeId id_;
+  int hop_ = -1;
   std::vector<TraceEvent>* trace_;  // nullptr: nobody asked
 };
 

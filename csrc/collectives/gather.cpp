@@ -34,6 +34,7 @@ void gather_all_reduce(Exchange& exchange) {
   auto source_at = [&](int hop) { return (rank - hop - 1 + num_ranks) % num_ranks; };
   auto index = [&](int hop, int slice) { return static_cast<size_t>(hop * num_slices + slice); };
 
+  exchange.enter_hop(0);
   // Every payload has a slot of its own: all receives can be posted at once.
   std::vector<std::unique_ptr<PendingMessage>> receives(index(num_ranks - 1, 0));
   std::vector<std::unique_ptr<PendingMessage>> sends(receives.size());
@@ -55,6 +56,7 @@ void gather_all_reduce(Exchange& exchange) {
     send(0, rank, slice);
   }
   for (int hop = 0; hop < num_ranks - 1; ++hop) {
+    exchange.enter_hop(hop);
     for (int slice = 0; slice < num_slices; ++slice) {
       exchange.wait(receives[index(hop, slice)]);
       send(hop + 1, source_at(hop), slice);

@@ -64,6 +64,7 @@ class Ring {
   }
 
   void run() {
+    exchange_.enter_hop(0);
     if (num_ranks_ == 1) return reduce_alone();
     for (size_t slice = 0; slice < num_slices_; ++slice) post_receive(0, slice);
     for (size_t slice = 0; slice < std::min(kSlicesAhead, num_slices_); ++slice)
@@ -149,6 +150,7 @@ class Ring {
   // Handles what arrives at `hop`: passes it on, and keeps a receive posted for the next hop.
   void process(int hop, size_t slice) {
     const int segment = received_segment(hop);
+    exchange_.enter_hop(hop);
     exchange_.wait(receives_[slice]);
     if (is_reduce_scatter(hop)) {
       encode_and_send(hop + 1, slice);

@@ -46,6 +46,7 @@ class ScatterGather {
   }
 
   void run() {
+    exchange_.enter_hop(0);
     for (int slice = 0; slice < num_slices_; ++slice) {
       for_each_peer([&](int peer) { post_receive(peer, slice, rank_, tag_of_scatter(slice)); });
     }
@@ -53,6 +54,7 @@ class ScatterGather {
       for (int slice = 0; slice < num_slices_; ++slice) contribute(owner, slice);
     });
     for (int slice = 0; slice < num_slices_; ++slice) reduce(slice);
+    exchange_.enter_hop(1);
     for (int slice = 0; slice < num_slices_; ++slice) {
       if (exists(rank_, slice)) decode(rank_, slice, send_slot(rank_, slice));
       for_each_peer([&](int peer) {

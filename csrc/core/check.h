@@ -1,19 +1,32 @@
 #pragma once
 // Checks that throw an Error with the place and the offending value.
 
+#include <exception>
 #include <sstream>
-#include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace fastcomm {
 
-class Error : public std::runtime_error {
+class Error : public std::exception {
  public:
-  using std::runtime_error::runtime_error;
+  explicit Error(std::string message) : message_(std::move(message)) {}
+  const char* what() const noexcept override { return message_.c_str(); }
+  // Says, on the way up, where it happened.
+  void add_place(const std::string& place) { message_.insert(0, place + ": "); }
+
+ private:
+  std::string message_;
 };
 
 // A received payload is damaged, foreign, or belongs to another message than the one expected.
 class PayloadError : public Error {
+ public:
+  using Error::Error;
+};
+
+// Another rank has ended, fell silent, or failed first.
+class PeerError : public Error {
  public:
   using Error::Error;
 };

@@ -1,0 +1,295 @@
+#include "bindings/connections.h"
+
+#include <ATen/ATen.h>
+#include <pthread.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "bindings/c10d_work.h"
+#include "core/check.h"
+
+namespace fastcomm {
+namespace {
+
+// Of more ranks only the neighbours in the ring are watched; news reach the others through them.
+constexpr int kMostWatched = 16;
+
+// How soon the canaries of a rank that has ended fail after the first of its connections did.
+constexpr std::chrono::seconds kTimeToEnd{1};
+
+// How long a rank that is asked whether it is alive has for an answer, and how often it is asked:
+// each time that it says that it waits for another rank itself.
+constexpr std::chrono::milliseconds kLongestTimeToAnswer{1000};
+constexpr int kMostQuestions = 4;
+
+// What a rank sent before it ended has been read: how long a thread that waits for it takes to run.
+constexpr std::chrono::milliseconds kTimeToRead{100};
+
+// The message's memory as a tensor, without a copy.
+std::vector<at::Tensor> as_tensors(std::byte* bytes, size_t size) {
+  return {at::from_blob(bytes, {static_cast<int64_t>(size)}, at::kByte)};
+}
+
+std::string describe_end(int peer) {
+  return "rank " + std::to_string(peer) + " has ended, or closed its connection";
+}
+
+std::vector<int> watched_peers(int rank, int world_size) {
+  std::vector<int> peers;
+  for (int distance = 1; distance < world_size; ++distance) {
+    const bool is_neighbour = distance == 1 || distance == world_size - 1;
+    if (is_neighbour || world_size <= kMostWatched) peers.push_back((rank + distance) % world_size);
+  }
+  return peers;
+}
+
+}  // namespace
+
+Connections::Connections(std::vector<c10::intrusive_ptr<c10d::Backend>> backends, Tag num_tags,
+                         std::chrono::milliseconds timeout)
+    : backends_(std::move(backends)),
+      rank_(backends_.empty() ? 0 : backends_[0]->getRank()),
+      world_size_(backends_.empty() ? 1 : backends_[0]->getSize()),
+      is_gloo_(!backends_.empty() && backends_[0]->getBackendName() == "gloo"),
+      timeout_(timeout),
+      has_ended_(static_cast<size_t>(world_size_)),
+      answers_(static_cast<size_t>(world_size_)) {
+  if (!is_gloo_) return;  // others keep the time themselves, and are not watched
+  watched_ = watched_peers(rank_, world_size_);
+  deadlines_ = std::thread([this] { watch_deadlines(); });
+  pthread_setname_np(deadlines_.native_handle(), "fastcomm-late");
+  canaries_ = std::make_unique<Canaries>(
+      backends_, num_tags, watched_,
+      Canaries::Callbacks{
+          [this](int peer) { end_of(peer); },
+          [this](int peer, const std::string& text) { take_note(peer, Note::received(text)); },
+      });
+  canaries_->start();
+}
+
+Connections::Work Connections::send(int peer, Tag tag, std::span<const std::byte> bytes) {
+  check(peer);
+  auto tensors = as_tensors(const_cast<std::byte*>(bytes.data()), bytes.size());
+  return start("sending to", peer, [&] {
+    return backends_[static_cast<size_t>(rank_) % backends_.size()]->send(tensors, peer,
+                                                                          static_cast<int>(tag));
+  });
+}
+
+Connections::Work Connections::receive(int peer, Tag tag, std::span<std::byte> bytes) {
+  check(peer);
+  auto tensors = as_tensors(bytes.data(), bytes.size());
+  return start("receiving from", peer, [&] {
+    return backends_[static_cast<size_t>(peer) % backends_.size()]->recv(tensors, peer,
+                                                                         static_cast<int>(tag));
+  });
+}
+
+template <class Post>
+Connections::Work Connections::start(const char* what, int peer, Post&& post) {
+  Message message{what, peer, {}};
+  Work work;
+  try {
+    work = post();
+  } catch (const std::exception& error) {
+    explain(message, error.what());
+  }
+  const std::lock_guard lock(mutex_);
+  // What was found meanwhile was told to those that were under way only.
+  if (news_ || closed_) abort_quietly(*work);
+  under_way_.emplace(work.get(), std::move(message));
+  return work;
+}
+
+void Connections::wait(const Work& work) {
+  std::string reason = "it was aborted";
+  // An abort also ends the wait for a message that is complete; the next wait finds it so.
+  const bool is_complete = wait_once(*work, reason) || wait_once(*work, reason);
+  Message message;
+  {
+    const std::lock_guard lock(mutex_);
+    Message& waited = under_way_.at(work.get());
+    waited.deadline.reset();
+    waited.is_complete = is_complete;
+    message = waited;
+  }
+  if (!is_complete) explain(message, reason);
+}
+
+bool Connections::wait_once(c10d::Work& work, std::string& reason) {
+  {
+    const std::lock_guard lock(mutex_);
+    Message& message = under_way_.at(&work);
+    const bool has_ended = has_ended_[static_cast<size_t>(message.peer)];
+    const bool is_late = !message.verdict.empty() && !has_ended;
+    if (news_ || closed_ || message.has_failed || is_late) return false;
+    message.deadline = Clock::now() + (has_ended ? kTimeToRead : timeout_ - time_to_answer());
+    if (has_ended) changed_.notify_all();
+  }
+  try {
+    return is_gloo_ ? work.wait(kForever) : work.wait();
+  } catch (const std::exception& error) {
+    reason = error.what();
+  }
+  const std::lock_guard lock(mutex_);
+  under_way_.at(&work).has_failed = true;
+  return false;
+}
+
+void Connections::forget(const Work& work) {
+  const std::lock_guard lock(mutex_);
+  const auto entry = under_way_.find(work.get());
+  if (!entry->second.is_complete && !closed_) given_up_.push_back(work);
+  under_way_.erase(entry);
+}
+
+void Connections::explain(const Message& message, const std::string& reason) {
+  std::unique_lock lock(mutex_);
+  const std::string what = std::string(message.what) + " rank " + std::to_string(message.peer);
+  const auto has_ended = [&] { return has_ended_[static_cast<size_t>(message.peer)]; };
+  if (!message.verdict.empty() && !has_ended()) {
+    FASTCOMM_THROW(PeerError, what << ": nothing for " << timeout_.count() / 1000.0
+                                   << " s, the timeout of the process group; " << message.verdict);
+  }
+  if (std::ranges::count(watched_, message.peer) > 0) {
+    changed_.wait_for(lock, kTimeToEnd, [&] { return news_ || closed_ || has_ended(); });
+  }
+  throw_if_failed();
+  if (has_ended()) {
+    FASTCOMM_THROW(PeerError, what << ": " << describe_end(message.peer));
+  }
+  FASTCOMM_THROW(PeerError, what << " failed: " << reason);
+}
+
+void Connections::throw_if_failed() const {
+  if (!news_) return;
+  constexpr auto* kConsequence =
+      "a synchronization has failed, so that the ranks are out of step; restart from a checkpoint. "
+      "The failure: ";
+  if (news_->is_mismatch) FASTCOMM_THROW(MismatchError, kConsequence << news_->text);
+  FASTCOMM_THROW(PeerError, kConsequence << news_->text);
+}
+
+void Connections::check() const {
+  const std::lock_guard lock(mutex_);
+  throw_if_failed();
+}
+
+void Connections::check(int peer) const {
+  const std::lock_guard lock(mutex_);
+  throw_if_failed();
+  if (has_ended_[static_cast<size_t>(peer)]) {
+    FASTCOMM_THROW(PeerError, describe_end(peer));
+  }
+}
+
+void Connections::fail(const News& news) {
+  if (end_all(news)) tell(news, rank_);
+}
+
+void Connections::tell(const News& news, int source) {
+  for (const int peer : watched_) {
+    if (peer != source) canaries_->send(peer, Note(news).text());
+  }
+}
+
+void Connections::take_note(int peer, const Note& note) {
+  if (note.is_question()) {
+    canaries_->send(peer, Note(own_state()).text());
+  } else if (note.is_answer()) {
+    const std::lock_guard lock(mutex_);
+    answers_[static_cast<size_t>(peer)] = note.answer();
+  } else if (end_all(note.news())) {
+    tell(note.news(), peer);
+  }
+}
+
+Answer Connections::own_state() {
+  const std::lock_guard lock(mutex_);
+  for (const auto& [work, message] : under_way_) {
+    if (message.deadline) return {message.peer};
+  }
+  return {};
+}
+
+bool Connections::end_all(const News& news) {
+  const std::lock_guard lock(mutex_);
+  if (news_) return false;
+  news_ = news;
+  for (const auto& [work, message] : under_way_) abort_quietly(*work);
+  changed_.notify_all();
+  return true;
+}
+
+void Connections::end_of(int peer) {
+  const std::lock_guard lock(mutex_);
+  has_ended_[static_cast<size_t>(peer)] = true;
+  for (auto& [work, message] : under_way_) {
+    if (message.peer == peer && message.deadline) message.deadline = Clock::now() + kTimeToRead;
+  }
+  changed_.notify_all();
+}
+
+std::chrono::milliseconds Connections::time_to_answer() const {
+  return std::min(kLongestTimeToAnswer, timeout_ / 4);
+}
+
+void Connections::watch_deadlines() {
+  std::unique_lock lock(mutex_);
+  while (!closed_) {
+    // Whoever begins to wait later has a later deadline, or says so.
+    const Clock::time_point now = Clock::now();
+    Clock::time_point next = now + timeout_ - time_to_answer();
+    std::vector<int> to_ask;
+    for (auto& [work, message] : under_way_) {
+      if (!message.deadline) continue;
+      if (*message.deadline <= now) {
+        if (ask_or_abort(*work, message)) to_ask.push_back(message.peer);
+      }
+      if (message.deadline) next = std::min(next, *message.deadline);
+    }
+    for (const int peer : to_ask) canaries_->send(peer, Note::question().text());
+    changed_.wait_until(lock, next);
+  }
+}
+
+bool Connections::ask_or_abort(c10d::Work& work, Message& message) {
+  auto& answer = answers_[static_cast<size_t>(message.peer)];
+  const bool can_ask = std::ranges::count(watched_, message.peer) > 0 &&
+                       !has_ended_[static_cast<size_t>(message.peer)];
+  const bool is_first = message.num_questions == 0;
+  const bool is_waiting = answer && answer->waits_for;
+  if (can_ask && (is_first || (is_waiting && message.num_questions < kMostQuestions))) {
+    ++message.num_questions;
+    answer.reset();
+    message.deadline = Clock::now() + time_to_answer();
+    return true;
+  }
+  if (is_waiting) {
+    message.verdict = "it waits for rank " + std::to_string(*answer->waits_for);
+  } else if (answer) {
+    message.verdict = "it is alive, but does something else";
+  } else {
+    message.verdict = "it does not answer: it is stopped, or cut off";
+  }
+  message.deadline.reset();
+  abort_quietly(work);
+  return false;
+}
+
+void Connections::close() {
+  {
+    const std::lock_guard lock(mutex_);
+    closed_ = true;
+    for (const auto& [work, message] : under_way_) abort_quietly(*work);
+    changed_.notify_all();
+  }
+  if (deadlines_.joinable()) deadlines_.join();
+  if (canaries_) canaries_->stop();
+  given_up_.clear();
+  canaries_.reset();
+  backends_.clear();
+}
+
+}  // namespace fastcomm

@@ -1,0 +1,252 @@
+"""A rank is killed, stopped, or leaves: the others raise an error that names it, and end."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+import fastcomm
+from faulty_ranks import FaultyRanks, Outcome, Report, Side, faulty_ranks
+from training import backward, mlp
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
+from shaped_link import ShapedLink, can_shape
+
+# Timeouts of the process group. Errors that come although it is long are not of the timeout.
+LONG = 1000.0
+SHORT = 3.0
+
+
+def reduce_for_ever(report: Report, num_elements: int, algorithm: str, codec: str) -> None:
+    tensor = torch.ones(num_elements)
+    step = 0
+    while True:
+        report(f"step {step}")
+        fastcomm.all_reduce(tensor.fill_(1), algorithm=algorithm, codec=codec)
+        step += 1
+
+
+def train_for_ever(report: Report) -> None:
+    model = DistributedDataParallel(mlp(width=6001), bucket_cap_mb=1)
+    fastcomm.register(model, "int8")
+    step = 0
+    while True:
+        report(f"step {step}")
+        backward(model, step)
+        step += 1
+
+
+def check_peer_error(outcome: Outcome, *words: str) -> None:
+    assert outcome.error == "PeerError", outcome
+    assert all(word in outcome.message for word in words), outcome
+    check_clean_end(outcome)
+
+
+def check_clean_end(outcome: Outcome) -> None:
+    assert outcome.exit_code == 0, outcome
+    assert outcome.left == ()
+
+
+# --- a rank that ends --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3, 5])
+@pytest.mark.parametrize("algorithm", ["ring", "gather", "scatter_gather"])
+def test_killed_rank_is_named_by_all_others_before_any_timeout(
+    algorithm: str, num_ranks: int
+) -> None:
+    with faulty_ranks(num_ranks, LONG) as ranks:
+        ranks.start(reduce_for_ever, 4_000_000, algorithm, "fp32")
+        ranks.wait_for(1, "step 3")
+        ranks.send_signal(1, signal.SIGKILL)
+        for rank in set(range(num_ranks)) - {1}:
+            check_peer_error(ranks.outcome(rank), f"rank {rank}, step ", "rank 1 has ended")
+
+
+def test_backward_raises_that_a_rank_was_killed() -> None:
+    with faulty_ranks(3, LONG) as ranks:
+        ranks.start(train_for_ever)
+        ranks.wait_for(0, "step 2")
+        ranks.send_signal(0, signal.SIGKILL)
+        for rank in (1, 2):
+            check_peer_error(ranks.outcome(rank), f"rank {rank}, step ", "rank 0 has ended")
+
+
+def leave_after_three_steps(report: Report) -> None:
+    tensor = torch.ones(1000)
+    for _ in range(3 if dist.get_rank() == 1 else 4):
+        fastcomm.all_reduce(tensor)
+
+
+def test_rank_that_leaves_early_is_named_by_those_that_go_on() -> None:
+    with faulty_ranks(3, LONG) as ranks:
+        ranks.start(leave_after_three_steps)
+        for rank in (0, 2):
+            check_peer_error(ranks.outcome(rank), "step 3", "rank 1 has ended")
+        check_clean_end(ranks.outcome(1))
+
+
+def end_after_the_last_step(report: Report) -> None:
+    for algorithm in ("ring", "gather", "scatter_gather"):
+        for num_elements in (1000, 1_000_000):
+            tensor = torch.ones(num_elements)
+            fastcomm.all_reduce(tensor, codec="fp32", algorithm=algorithm)
+            assert torch.equal(tensor, torch.full((num_elements,), float(dist.get_world_size())))
+    os._exit(0)  # at once, without a farewell
+
+
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_rank_that_ends_after_its_last_step_disturbs_nobody(num_ranks: int) -> None:
+    for _ in range(5):
+        with faulty_ranks(num_ranks, LONG) as ranks:
+            ranks.start(end_after_the_last_step)
+            outcomes = [ranks.outcome(rank) for rank in range(num_ranks)]
+        assert outcomes == [Outcome(0)] * num_ranks
+
+
+def die_before_the_handshake(report: Report) -> None:
+    model = DistributedDataParallel(mlp())
+    state = fastcomm.register(model)
+    dist.barrier()
+    if dist.get_rank() == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    assert state._group is not None
+    state._group.check_agreement({"codec": "int8"})
+
+
+def test_rank_that_dies_before_it_compares_settings_is_named_by_all_others() -> None:
+    with faulty_ranks(3, LONG) as ranks:
+        ranks.start(die_before_the_handshake)
+        for rank in (0, 1):
+            check_peer_error(ranks.outcome(rank), "rank 2 has ended")
+
+
+def fail_on_one_rank_with_work_in_flight(report: Report) -> None:
+    tensor = torch.ones(4_000_000)
+    fastcomm.all_reduce(tensor)
+    if dist.get_rank() == 1:
+        fastcomm.all_reduce(tensor, async_op=True)
+        raise KeyError("a mistake of the user")
+    for _ in range(3):
+        fastcomm.all_reduce(tensor)
+
+
+def test_rank_that_fails_with_work_in_flight_is_named_by_all_others() -> None:
+    with faulty_ranks(3, LONG) as ranks:
+        ranks.start(fail_on_one_rank_with_work_in_flight)
+        for rank in (0, 2):
+            check_peer_error(ranks.outcome(rank), "rank 1 has ended")
+        outcome = ranks.outcome(1)
+        assert outcome.error == "KeyError"
+        check_clean_end(outcome)
+
+
+@pytest.mark.parametrize("who", ["one", "all"])
+def test_interrupted_ranks_end_cleanly(who: str) -> None:
+    with faulty_ranks(2, LONG) as ranks:
+        ranks.start(train_for_ever)
+        for rank in range(2):
+            ranks.wait_for(rank, "step 2")
+        for rank in range(2 if who == "all" else 1):
+            ranks.send_signal(rank, signal.SIGINT)
+        errors = set()
+        for rank in range(2):
+            outcome = ranks.outcome(rank)
+            check_clean_end(outcome)
+            errors.add(outcome.error)
+        assert "KeyboardInterrupt" in errors
+        assert errors <= {"KeyboardInterrupt", "PeerError"}
+
+
+# --- a rank that is silent ---------------------------------------------------------------------
+
+
+def check_that_silence_is_an_error(ranks: FaultyRanks, silent: int) -> None:
+    outcomes = {rank: ranks.outcome(rank) for rank in range(ranks.num_ranks) if rank != silent}
+    for outcome in outcomes.values():
+        check_peer_error(outcome, f"rank {silent}: nothing for {SHORT:g} s")
+
+
+@pytest.mark.parametrize("algorithm", ["ring", "gather", "scatter_gather"])
+def test_stopped_rank_is_named_by_all_others_after_the_timeout(algorithm: str) -> None:
+    with faulty_ranks(4, SHORT) as ranks:
+        ranks.start(reduce_for_ever, 1_000_000, algorithm, "int8")
+        ranks.wait_for(2, "step 3")
+        ranks.send_signal(2, signal.SIGSTOP)
+        check_that_silence_is_an_error(ranks, 2)
+        ranks.send_signal(2, signal.SIGCONT)
+        check_peer_error(ranks.outcome(2))
+
+
+def test_rank_that_is_cut_off_is_named_by_all_others_after_the_timeout() -> None:
+    if not can_shape().possible:
+        pytest.skip(can_shape().reason)
+    with ShapedLink(3, None) as link:
+        sides = [Side(link.namespace(rank), link.environment(rank)) for rank in range(3)]
+        with faulty_ranks(3, SHORT, sides) as ranks:
+            ranks.start(reduce_for_ever, 1_000_000, "ring", "int8")
+            ranks.wait_for(1, "step 3")
+            link.cut(1)
+            check_that_silence_is_an_error(ranks, 1)
+            check_peer_error(ranks.outcome(1), f"nothing for {SHORT:g} s")
+
+
+def compute_longer_than_the_others_wait(report: Report) -> None:
+    tensor = torch.ones(100)
+    fastcomm.all_reduce(tensor)
+    if dist.get_rank() == 1:
+        with pytest.raises(RuntimeError):
+            dist.recv(tensor, 0)  # what a user's mistake looks like: until the group's timeout
+    fastcomm.all_reduce(tensor)
+
+
+def test_rank_that_does_something_else_is_named_and_learns_of_it() -> None:
+    with faulty_ranks(2, SHORT) as ranks:
+        ranks.start(compute_longer_than_the_others_wait)
+        check_peer_error(ranks.outcome(0), f"receiving from rank 1: nothing for {SHORT:g} s")
+        check_peer_error(ranks.outcome(1), "rank 0")
+
+
+# --- ranks that are out of step ----------------------------------------------------------------
+
+
+def differ_on_one_rank(report: Report) -> None:
+    fastcomm.all_reduce(torch.ones(50_000), algorithm="ring")
+    num_elements = 60_000 if dist.get_rank() == 3 else 50_000
+    fastcomm.all_reduce(torch.ones(num_elements), algorithm="ring")
+
+
+def test_difference_of_one_rank_is_the_same_error_on_all() -> None:
+    with faulty_ranks(6, LONG) as ranks:
+        ranks.start(differ_on_one_rank)
+        for rank in range(6):
+            outcome = ranks.outcome(rank)
+            assert outcome.error == "MismatchError", outcome
+            assert "rank 3: step 1" in outcome.message
+            assert "60000 elements" in outcome.message
+            assert "50000 elements" in outcome.message
+            check_clean_end(outcome)
+
+
+def go_on_after_a_failure(report: Report) -> None:
+    tensor = torch.ones(50_000)
+    fastcomm.all_reduce(tensor)
+    for _ in range(2):
+        with pytest.raises(fastcomm.MismatchError, match="elements"):
+            fastcomm.all_reduce(torch.ones(100 + dist.get_rank()))
+    # What failed was the connection, not the ranks: they connect again.
+    group = dist.new_group()
+    fastcomm.all_reduce(tensor.fill_(1), group=group, codec="fp32")
+    assert torch.equal(tensor, torch.full((50_000,), 3.0))
+
+
+def test_ranks_can_connect_again_after_a_failure() -> None:
+    with faulty_ranks(3, LONG) as ranks:
+        ranks.start(go_on_after_a_failure)
+        for rank in range(3):
+            assert ranks.outcome(rank) == Outcome(0)
