@@ -159,14 +159,16 @@ def _call(job: _Job) -> Any:
         dist.destroy_process_group()
 
 
-def run_script(source: str, folder: Path, num_ranks: int) -> subprocess.CompletedProcess[str]:
+def run_script(
+    source: str, folder: Path, num_ranks: int, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a script under torchrun, as users do; its processes end as any interpreter does."""
     script = folder / "script.py"
     script.write_text(source)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     return subprocess.run(
         [*command, f"--nproc-per-node={num_ranks}", str(script)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
         capture_output=True,
         text=True,
         timeout=RUN_SECONDS + SECONDS_TO_SHOW_STACKS,

@@ -113,7 +113,8 @@ TEST_CASE("one flipped bit in any message is noticed by a rank that receives it"
 }
 
 TEST_CASE("a message of which only the beginning arrives is noticed by a rank that receives it") {
-  for (const double share : {0.0, 0.01, 0.5, 0.99}) {
+  // More than padding is missing.
+  for (const double share : {0.0, 0.01, 0.5}) {
     CAPTURE(share);
     for_each_message([share](const GroupOptions& options, int number) {
       const auto errors = errors_of_damage(options, number, [share](Message& message, const auto&) {
@@ -126,7 +127,7 @@ TEST_CASE("a message of which only the beginning arrives is noticed by a rank th
 
 TEST_CASE("a message that is repeated in place of the next one is noticed by a receiver") {
   for_each_message([](const GroupOptions& options, int number) {
-    if (number == 0) return;
+    if (number == 0) return;  // nothing came before
     bool is_damaged = false;
     const auto errors =
         errors_of_damage(options, number, [&](Message& message, const auto& earlier) {
