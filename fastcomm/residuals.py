@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from fastcomm import _C
 from fastcomm.codecs import Codec
@@ -106,9 +107,25 @@ class ResidualStore:
 
     def attach(self, module: torch.nn.Module) -> None:
         """Learn the names of a model's parameters (without DDP's ``module.`` prefix)."""
+        if isinstance(module, DistributedDataParallel):
+            module = module.module
         for name, parameter in module.named_parameters():
-            self._names[id(parameter)] = name.removeprefix("module.")
-            self._num_elements[name.removeprefix("module.")] = parameter.numel()
+            self._names[id(parameter)] = name
+            self._num_elements[name] = parameter.numel()
+
+    def names(self, parameters: list[torch.Tensor]) -> list[str]:
+        """Return the names of parameters.
+
+        Raises:
+            ArgumentError: if they have none yet.
+        """
+        self._require_names()
+        return [self._names[id(parameter)] for parameter in parameters]
+
+    def own_name(self, name: str) -> str:
+        """Return what this model calls the parameter that a wrapper of it calls ``name``."""
+        candidates = (name, name.removeprefix("module."), f"module.{name}")
+        return next((known for known in candidates if known in self._num_elements), name)
 
     def named_residuals(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield (parameter name, residual of shape (num_elements,)) of every parameter seen."""
@@ -125,8 +142,8 @@ class ResidualStore:
             ArgumentError: if a residual is not of its parameter's size, if the parameters have no
                 names, or if there is no error feedback to deliver the residuals.
         """
-        loaded = {name.removeprefix("module."): r for name, r in residuals.items()}
         self._require_names()
+        loaded = {self.own_name(name): r for name, r in residuals.items()}
         for name, residual in loaded.items():
             expected = self._num_elements.get(name)
             if residual.numel() != expected:
