@@ -15,7 +15,6 @@ from torch.distributed import GradBucket  # type: ignore[attr-defined]  # torch'
 from fastcomm import _C
 from fastcomm._arguments import check_num_threads, check_tensor, require_process_group
 from fastcomm.algorithms import check_algorithm
-from fastcomm.checkpoint import state_to_take
 from fastcomm.codecs import Codec, Fp32
 from fastcomm.codecs import codec as parse_codec
 from fastcomm.detached import detached_hook_state
@@ -23,6 +22,7 @@ from fastcomm.errors import ArgumentError, Error
 from fastcomm.group import ConnectedGroup
 from fastcomm.regrouping import BucketHistory, Part, synchronize_parts
 from fastcomm.residuals import ResidualStore
+from fastcomm.saved_states import state_to_take
 from fastcomm.stats import Stats
 from fastcomm.trace import write_chrome_trace
 
@@ -251,9 +251,9 @@ class HookState:
                 so that their sum over all ranks is conserved.
 
         Raises:
-            ArgumentError: if a single state of another rank or world size is given, or of another
-                model, if the parameters have no names yet (see :meth:`attach`), or if there are
-                residuals but ``error_feedback`` is off.
+            ArgumentError: if a single state of another rank or world size is given, a list without
+                those of some ranks, or the state of another model; if the parameters have no names
+                yet (see :meth:`attach`), or if there are residuals but ``error_feedback`` is off.
         """
         taken = state_to_take(state_dict, self.process_group.rank(), self.process_group.size())
         self._residuals.load(taken["residuals"])
