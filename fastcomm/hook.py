@@ -23,7 +23,7 @@ from fastcomm.group import ConnectedGroup
 from fastcomm.regrouping import BucketHistory, Part, synchronize_parts
 from fastcomm.residuals import ResidualStore
 from fastcomm.saved_states import state_to_take
-from fastcomm.stats import Stats
+from fastcomm.stats import Counters, Stats
 from fastcomm.trace import write_chrome_trace
 
 
@@ -81,11 +81,10 @@ class HookState:
         self._is_agreed = False
         self._flush_requested = False
         self._flushing = False
+        self._is_joined = False  # in this step
         self._grad_scale: float | None = None  # not known
         self._step = 0
-        self._num_steps = 0
-        self._num_elements = 0
-        self._raw_bytes = 0
+        self._counters = Counters()
 
     def __reduce__(self) -> tuple[object, ...]:
         return (detached_hook_state, ())  # of a copy of the DDP model
@@ -144,16 +143,15 @@ class HookState:
             layout.is_agreed = True
         future = self._group.all_reduce(
             gradients,
-            layout.residual,
+            # A flush delivers what a joined rank has, too.
+            layout.residual_to_send(self._is_joined and not self._flushing),
             layout.plan(self._codec_of_step(), self.algorithm, self._group, self.codec_threads),
             1.0 / world_size,
             self._step,
             part.index,
         )
         self._buckets.note(part)
-        self._num_elements += gradients.numel()
-        num_bytes = gradients.numel() * gradients.itemsize
-        self._raw_bytes += 2 * (world_size - 1) * num_bytes // world_size
+        self._counters.add(gradients, world_size)
         return future
 
     def _begin_step(self) -> None:
@@ -161,31 +159,23 @@ class HookState:
         self._flush_requested = False
         # With static_graph and parameters of several dtypes no bucket of the first step says that
         # it is the last one; the end of the backward pass does.
-        with contextlib.suppress(RuntimeError):  # not in a backward pass: DDP's join()
-            torch.autograd.Variable._execution_engine.queue_callback(
-                functools.partial(self._end_step, self._step)
-            )
+        end_step = functools.partial(self._end_step, self._step)
+        try:
+            torch.autograd.Variable._execution_engine.queue_callback(end_step)
+            self._is_joined = False
+        except RuntimeError:  # Not in a backward pass: DDP's join(), and this rank has no data.
+            self._is_joined = True
 
     def _end_step(self, step: int) -> None:
         if self._step == step:
             self._step += 1
-            self._num_steps += 1
+            self._counters.steps += 1
             self._buckets.end_step()
 
     @property
     def stats(self) -> Stats:
         """What this rank sent so far, and where the time went."""
-        measured = self._group.measurements() if self._group is not None else {}
-        return Stats(
-            steps=self._num_steps,
-            num_elements=self._num_elements,
-            raw_bytes=self._raw_bytes,
-            wire_bytes=int(measured.get("wire_bytes", 0)),
-            seconds_encode=measured.get("seconds_encode", 0.0),
-            seconds_decode=measured.get("seconds_decode", 0.0),
-            seconds_send=measured.get("seconds_send", 0.0),
-            seconds_wait=measured.get("seconds_wait", 0.0),
-        )
+        return self._counters.stats(self._group.measurements() if self._group is not None else {})
 
     def trace(self, path: str | Path) -> contextlib.AbstractContextManager[None]:
         """Record, in a ``with`` block, what the native threads do, and write a Chrome trace.
