@@ -4,6 +4,7 @@ from fastcomm._compatibility import check_build
 
 check_build()
 
+from fastcomm.checkpoint import load_sharded_state_dict, sharded_state_dict  # noqa: E402
 from fastcomm.codecs import (  # noqa: E402
     Bf16,
     Codec,
@@ -55,5 +56,7 @@ __all__ = [
     "all_reduce",
     "codec",
     "compress_hook",
+    "load_sharded_state_dict",
     "register",
+    "sharded_state_dict",
 ]

@@ -20,8 +20,10 @@ from fastcomm.codecs import codec as parse_codec
 from fastcomm.detached import detached_hook_state
 from fastcomm.errors import ArgumentError, Error
 from fastcomm.group import ConnectedGroup
+from fastcomm.regrouping import BucketHistory, Part, synchronize_parts
 from fastcomm.residuals import ResidualStore
-from fastcomm.stats import Stats
+from fastcomm.saved_states import state_to_take
+from fastcomm.stats import Counters, Stats
 from fastcomm.trace import write_chrome_trace
 
 
@@ -74,16 +76,15 @@ class HookState:
         self._residuals = ResidualStore(
             self._is_compressed, error_feedback, starts_empty=not self.codec.loses_bits
         )
+        self._buckets = BucketHistory()
         self._group: ConnectedGroup | None = None
         self._is_agreed = False
         self._flush_requested = False
         self._flushing = False
+        self._is_joined = False  # in this step
         self._grad_scale: float | None = None  # not known
         self._step = 0
-        self._bucket_in_step = 0
-        self._num_steps = 0
-        self._num_elements = 0
-        self._raw_bytes = 0
+        self._counters = Counters()
 
     def __reduce__(self) -> tuple[object, ...]:
         return (detached_hook_state, ())  # of a copy of the DDP model
@@ -121,31 +122,36 @@ class HookState:
             ArgumentError: for gradients that cannot be compressed.
         """
         self.connect()
-        assert self._group is not None
         buffer = bucket.buffer()
         check_tensor(buffer, "the gradient bucket")
-        world_size = self._group.world_size
-        if self._bucket_in_step == 0:
+        if self._buckets.is_between_steps:
             self._begin_step()
-        codec = self._codec_of_step()
-        layout = self._residuals.layout(bucket.parameters())
+        parameters = bucket.parameters()
+        parts = self._buckets.parts(parameters, self._residuals.names)
+        future = synchronize_parts(buffer, parameters, parts, self._exchange)
+        if bucket.is_last():
+            self._end_step(self._step)
+        return future
+
+    def _exchange(self, gradients: torch.Tensor, part: Part) -> torch.futures.Future[torch.Tensor]:
+        assert self._group is not None
+        world_size = self._group.world_size
+        layout = self._residuals.layout(part.parameters)
         if not layout.is_agreed:
-            self._group.connect(buffer.device)
+            self._group.connect(gradients.device)
             self._group.check_agreement({"bucket": layout.describe()})
             layout.is_agreed = True
         future = self._group.all_reduce(
-            buffer,
-            layout.residual,
-            layout.plan(codec, self.algorithm, self._group, self.codec_threads),
+            gradients,
+            # A flush delivers what a joined rank has, too.
+            layout.residual_to_send(self._is_joined and not self._flushing),
+            layout.plan(self._codec_of_step(), self.algorithm, self._group, self.codec_threads),
             1.0 / world_size,
             self._step,
-            self._bucket_in_step,
+            part.index,
         )
-        self._num_elements += buffer.numel()
-        self._raw_bytes += 2 * (world_size - 1) * buffer.numel() * buffer.itemsize // world_size
-        self._bucket_in_step += 1
-        if bucket.is_last():
-            self._end_step(self._step)
+        self._buckets.note(part)
+        self._counters.add(gradients, world_size)
         return future
 
     def _begin_step(self) -> None:
@@ -153,31 +159,23 @@ class HookState:
         self._flush_requested = False
         # With static_graph and parameters of several dtypes no bucket of the first step says that
         # it is the last one; the end of the backward pass does.
-        with contextlib.suppress(RuntimeError):  # not in a backward pass: DDP's join()
-            torch.autograd.Variable._execution_engine.queue_callback(
-                functools.partial(self._end_step, self._step)
-            )
+        end_step = functools.partial(self._end_step, self._step)
+        try:
+            torch.autograd.Variable._execution_engine.queue_callback(end_step)
+            self._is_joined = False
+        except RuntimeError:  # Not in a backward pass: DDP's join(), and this rank has no data.
+            self._is_joined = True
 
     def _end_step(self, step: int) -> None:
         if self._step == step:
             self._step += 1
-            self._num_steps += 1
-            self._bucket_in_step = 0
+            self._counters.steps += 1
+            self._buckets.end_step()
 
     @property
     def stats(self) -> Stats:
         """What this rank sent so far, and where the time went."""
-        measured = self._group.measurements() if self._group is not None else {}
-        return Stats(
-            steps=self._num_steps,
-            num_elements=self._num_elements,
-            raw_bytes=self._raw_bytes,
-            wire_bytes=int(measured.get("wire_bytes", 0)),
-            seconds_encode=measured.get("seconds_encode", 0.0),
-            seconds_decode=measured.get("seconds_decode", 0.0),
-            seconds_send=measured.get("seconds_send", 0.0),
-            seconds_wait=measured.get("seconds_wait", 0.0),
-        )
+        return self._counters.stats(self._group.measurements() if self._group is not None else {})
 
     def trace(self, path: str | Path) -> contextlib.AbstractContextManager[None]:
         """Record, in a ``with`` block, what the native threads do, and write a Chrome trace.
@@ -212,11 +210,13 @@ class HookState:
         self._grad_scale = float(value)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return this rank's state: its step, world size, and residuals by parameter name.
+        """Return this rank's state: step, world size, buckets, and residuals by parameter name.
 
         Call it between steps, and save one for each rank. Training then goes on as if it had not
-        stopped: bit by bit where DDP forms the same buckets again, else (a new DDP model starts
-        with one bucket) up to how elements fall into blocks.
+        stopped, bit by bit, if the DDP model has the same options. After its very first step (with
+        ``static_graph`` the first two) DDP is still to rebuild its buckets. What is saved there,
+        and what goes on with another ``bucket_cap_mb`` or world size, loses nothing either, but
+        blocks hold other elements then, so that the bits differ.
 
         Raises:
             ArgumentError: if the parameters have no names yet; see :meth:`attach`.
@@ -224,8 +224,11 @@ class HookState:
         return {
             "step": self._step,
             "codec": str(self.codec),
+            "rank": self.process_group.rank(),
             "world_size": self.process_group.size(),
             "grad_scale": self._grad_scale,
+            "flush_requested": self._flush_requested,
+            "buckets": self._buckets.saved(self._residuals.names),
             "residuals": {name: r.clone() for name, r in self._residuals.named_residuals()},
         }
 
@@ -238,31 +241,17 @@ class HookState:
                 so that their sum over all ranks is conserved.
 
         Raises:
-            ArgumentError: if a single state of another world size is given, or of another model,
-                if the parameters have no names yet (see :meth:`attach`), or if there are residuals
-                but ``error_feedback`` is off.
+            ArgumentError: if a single state of another rank or world size is given, a list without
+                those of some ranks, or the state of another model; if the parameters have no names
+                yet (see :meth:`attach`), or if there are residuals but ``error_feedback`` is off.
         """
-        world_size = self.process_group.size()
-        if isinstance(state_dict, dict):
-            if state_dict["world_size"] != world_size:
-                raise ArgumentError(
-                    f"the state was saved by {state_dict['world_size']} ranks, now there are "
-                    f"{world_size}; pass the list of the states of all ranks that saved one"
-                )
-            mine = [state_dict]
-            step = state_dict["step"]
-        else:
-            mine = list(state_dict[self.process_group.rank() :: world_size])
-            step = state_dict[0]["step"]
-        residuals: dict[str, torch.Tensor] = {}
-        for saved in mine:
-            for name, residual in saved["residuals"].items():
-                if name in residuals:
-                    residual = residuals[name] + residual.to(residuals[name].device)
-                residuals[name] = residual
-        self._step = step
-        self._grad_scale = mine[0].get("grad_scale") if mine else None
-        self._residuals.load(residuals)
+        taken = state_to_take(state_dict, self.process_group.rank(), self.process_group.size())
+        self._residuals.load(taken["residuals"])
+        own_name = self._residuals.own_name
+        self._buckets.load([[own_name(name) for name in names] for names in taken["buckets"]])
+        self._step = taken["step"]
+        self._grad_scale = taken["grad_scale"]
+        self._flush_requested = taken["flush_requested"]
 
     def _is_compressed(self, parameter: torch.Tensor) -> bool:
         return parameter.dim() > 1 and parameter.numel() >= self.min_compress_elements

@@ -4,6 +4,10 @@ A residual belongs to a parameter. DDP rebuilds its buckets after the first step
 order, so that residuals are stored bucket by bucket (the native layer wants one contiguous array
 for a bucket) but found by parameter: when a bucket with new contents appears, the residuals of its
 parameters move into a new array.
+
+A rank that ran out of data (DDP's ``join()``) takes part with gradients of zero. Its residuals
+belong to its own training: they stay as they are, and what its encodings of the others' sums leave
+out goes to a second array, until its next own step.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from fastcomm import _C
 from fastcomm.codecs import Codec
@@ -28,6 +33,7 @@ class BucketLayout:
     parameters: list[torch.Tensor]  # kept alive: layouts are found by the ids of parameters
     runs: list[tuple[int, bool]]  # (num_elements, compressed), covering the bucket
     residual: torch.Tensor | None  # float32, one per element of the bucket
+    joined_residual: torch.Tensor | None = None  # what was left out since this rank joined
     is_agreed: bool = False  # whether all ranks were seen to have the same layout
     plans: dict[tuple[Codec, str], _C.BucketPlan] = field(default_factory=dict)
 
@@ -37,6 +43,25 @@ class BucketLayout:
             f"{n}{'' if is_compressed else ' plain'}" for n, is_compressed in self.runs
         )
         return f"{len(self.parameters)} parameters of {self.parameters[0].dtype}, elements {runs}"
+
+    def residual_to_send(self, is_joined: bool) -> torch.Tensor | None:
+        """Return what an exchange adds to the gradients and leaves the rest in.
+
+        ``is_joined``: this rank has no data any more, and takes part for the others only.
+        """
+        if not is_joined or self.residual is None:
+            self.end_join()
+            return self.residual
+        if self.joined_residual is None:
+            self.joined_residual = _zeros(self.residual.numel(), self.residual.device)
+        return self.joined_residual
+
+    def end_join(self) -> None:
+        """Add what was left out since this rank joined to its residual."""
+        if self.joined_residual is not None:
+            assert self.residual is not None
+            self.residual += self.joined_residual
+            self.joined_residual = None
 
     def plan(
         self, codec: Codec, algorithm: str, group: ConnectedGroup, num_threads: int | None
@@ -79,6 +104,9 @@ class ResidualStore:
 
     def _make_layout(self, parameters: list[torch.Tensor]) -> BucketLayout:
         ids = set(map(id, parameters))
+        replaced = [key for key in self._layouts if not ids.isdisjoint(key)]
+        for key in replaced:
+            self._layouts[key].end_join()
         runs: list[tuple[int, bool]] = []
         for parameter in parameters:
             compressed = self._is_compressed(parameter)
@@ -100,20 +128,37 @@ class ResidualStore:
                     if loaded is not None:
                         view.copy_(loaded.reshape(-1))
                 self._views[id(parameter)] = view
-        for key in [key for key in self._layouts if not ids.isdisjoint(key)]:
+        for key in replaced:
             del self._layouts[key]  # buckets were rebuilt
         return BucketLayout(list(parameters), runs, residual)
 
     def attach(self, module: torch.nn.Module) -> None:
         """Learn the names of a model's parameters (without DDP's ``module.`` prefix)."""
+        if isinstance(module, DistributedDataParallel):
+            module = module.module
         for name, parameter in module.named_parameters():
-            self._names[id(parameter)] = name.removeprefix("module.")
-            self._num_elements[name.removeprefix("module.")] = parameter.numel()
+            self._names[id(parameter)] = name
+            self._num_elements[name] = parameter.numel()
+
+    def names(self, parameters: list[torch.Tensor]) -> list[str]:
+        """Return the names of parameters.
+
+        Raises:
+            ArgumentError: if they have none yet.
+        """
+        self._require_names()
+        return [self._names[id(parameter)] for parameter in parameters]
+
+    def own_name(self, name: str) -> str:
+        """Return what this model calls the parameter that a wrapper of it calls ``name``."""
+        candidates = (name, name.removeprefix("module."), f"module.{name}")
+        return next((known for known in candidates if known in self._num_elements), name)
 
     def named_residuals(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield (parameter name, residual of shape (num_elements,)) of every parameter seen."""
         if self._views:
             self._require_names()
+        self._end_join()
         for identity, view in self._views.items():
             yield self._names[identity], view
         yield from self._loaded.items()
@@ -125,8 +170,8 @@ class ResidualStore:
             ArgumentError: if a residual is not of its parameter's size, if the parameters have no
                 names, or if there is no error feedback to deliver the residuals.
         """
-        loaded = {name.removeprefix("module."): r for name, r in residuals.items()}
         self._require_names()
+        loaded = {self.own_name(name): r for name, r in residuals.items()}
         for name, residual in loaded.items():
             expected = self._num_elements.get(name)
             if residual.numel() != expected:
@@ -148,11 +193,16 @@ class ResidualStore:
 
     def rescale(self, factor: float) -> None:
         """Multiply every residual; one that would overflow becomes the largest float32."""
+        self._end_join()
         largest = torch.finfo(torch.float32).max
         of_buckets = [layout.residual for layout in self._layouts.values()]
         for residual in [*of_buckets, *self._loaded.values()]:
             if residual is not None:
                 residual.mul_(factor).clamp_(-largest, largest)
+
+    def _end_join(self) -> None:
+        for layout in self._layouts.values():
+            layout.end_join()
 
     def _require_names(self) -> None:
         if not self._names:

@@ -1,6 +1,10 @@
 """What was sent, and where the time went."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+
+import torch
 
 
 @dataclass(frozen=True)
@@ -34,3 +38,31 @@ class Stats:
     def ratio(self) -> float:
         """How many times fewer bytes were sent: ``raw_bytes / wire_bytes`` (1.0 if none were)."""
         return self.raw_bytes / self.wire_bytes if self.wire_bytes else 1.0
+
+
+@dataclass
+class Counters:
+    """What a hook state counts itself."""
+
+    steps: int = 0
+    num_elements: int = 0
+    raw_bytes: int = 0
+
+    def add(self, gradients: torch.Tensor, world_size: int) -> None:
+        """Count an exchange of ``gradients``."""
+        num_bytes = gradients.numel() * gradients.itemsize
+        self.num_elements += gradients.numel()
+        self.raw_bytes += 2 * (world_size - 1) * num_bytes // world_size
+
+    def stats(self, measured: dict[str, float]) -> Stats:
+        """Return the totals, with what the native layer measured."""
+        return Stats(
+            steps=self.steps,
+            num_elements=self.num_elements,
+            raw_bytes=self.raw_bytes,
+            wire_bytes=int(measured.get("wire_bytes", 0)),
+            seconds_encode=measured.get("seconds_encode", 0.0),
+            seconds_decode=measured.get("seconds_decode", 0.0),
+            seconds_send=measured.get("seconds_send", 0.0),
+            seconds_wait=measured.get("seconds_wait", 0.0),
+        )

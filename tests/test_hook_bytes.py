@@ -78,7 +78,7 @@ def stats_and_expectation(codec_name: str, algorithm: str) -> None:
     num_ranks, rank = dist.get_world_size(), dist.get_rank()
     codec = fastcomm.codec(codec_name)
     model = DistributedDataParallel(mlp(width=3001), bucket_cap_mb=1)
-    recorder = register_recorded(model, codec_name, algorithm)
+    recorder = register_recorded(model, codec_name, algorithm=algorithm)
     for step in range(3):
         backward(model, step)
     stats = recorder.state.stats

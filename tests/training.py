@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -123,11 +124,9 @@ def recording_hook(recorder: Recorder, bucket: GradBucket) -> torch.futures.Futu
     return recorder.futures[-1]
 
 
-def register_recorded(
-    model: DistributedDataParallel, codec: str, algorithm: str = "auto"
-) -> Recorder:
+def register_recorded(model: DistributedDataParallel, codec: str, **options: Any) -> Recorder:
     """Do what fastcomm.register does, with a note of every bucket."""
-    state = fastcomm.HookState(codec, process_group=model.process_group, algorithm=algorithm)
+    state = fastcomm.HookState(codec, process_group=model.process_group, **options)
     recorder = Recorder(state)
     recorder.state.attach(model)
     model.register_comm_hook(recorder, recording_hook)

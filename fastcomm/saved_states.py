@@ -1,0 +1,68 @@
+"""Which of the states that the ranks saved a rank goes on with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from fastcomm.errors import ArgumentError
+
+
+def state_to_take(
+    saved: dict[str, Any] | Sequence[dict[str, Any]], rank: int, world_size: int
+) -> dict[str, Any]:
+    """Return the state with which one of ``world_size`` ranks goes on.
+
+    Args:
+        saved: what one rank saved, or the list of what all ranks did.
+        rank: the rank that goes on.
+        world_size: how many ranks go on.
+
+    Raises:
+        ArgumentError: if a single state is not that of this rank, of as many ranks, or if states
+            are missing in a list.
+    """
+    if isinstance(saved, dict):
+        if saved["world_size"] != world_size:
+            raise ArgumentError(
+                f"the state was saved by {saved['world_size']} ranks, now there are "
+                f"{world_size}; pass the list of the states of all ranks that saved one"
+            )
+        if saved.get("rank", rank) != rank:
+            raise ArgumentError(
+                f"the state was saved by rank {saved['rank']}, this is rank {rank}, whose state "
+                "differs; save one for each rank (with torch.distributed.checkpoint: use "
+                "fastcomm.sharded_state_dict), or pass the list of the states of all ranks"
+            )
+        return _merged([saved], saved)
+    if saved[0]["world_size"] != len(saved):
+        raise ArgumentError(
+            f"{saved[0]['world_size']} ranks saved a state, here are {len(saved)}; residuals of "
+            "the others would be lost: save and pass the states of all ranks"
+        )
+    ranks = ranks_to_take(len(saved), rank, world_size)
+    return _merged([saved[rank] for rank in ranks], saved[0])
+
+
+def ranks_to_take(num_saved: int, rank: int, world_size: int) -> range:
+    """Return the ranks, of those that saved, whose residuals one of ``world_size`` ranks takes."""
+    return range(rank, num_saved, world_size)
+
+
+def _merged(mine: Sequence[dict[str, Any]], first: dict[str, Any]) -> dict[str, Any]:
+    # What all ranks have in common comes from the first: there may be nothing for this rank.
+    residuals: dict[str, torch.Tensor] = {}
+    for state in mine:
+        for name, residual in state["residuals"].items():
+            if name in residuals:
+                residual = residuals[name] + residual.to(residuals[name].device)
+            residuals[name] = residual
+    return {
+        "step": first["step"],
+        "grad_scale": first.get("grad_scale"),  # older states lack these
+        "flush_requested": first.get("flush_requested", False),
+        "buckets": first.get("buckets", []),
+        "residuals": residuals,
+    }
