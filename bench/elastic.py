@@ -33,6 +33,9 @@ Row = dict[str, Any]
 
 _EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "mnist_ddp.py"
 _POLL_SECONDS = 0.02
+# Else ranks that restart find the addresses of those before them in the store of torchrun, and
+# cannot connect: pytorch issue 135712.
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 # A node that sends no heartbeat for 5 s is dead; ranks that are left wait 5 s for others to come.
 _RENDEZVOUS = "keep_alive_interval=1,keep_alive_max_attempt=5,last_call_timeout=5"
 
@@ -59,7 +62,7 @@ class Node:
         with log.open("w") as output:
             self._agent = subprocess.Popen(
                 [*torchrun, "--max-restarts=5", *torchrun_options, str(_EXAMPLE), *options],
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env={**os.environ, **_ENVIRONMENT},
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -70,7 +73,11 @@ class Node:
         """Say whether it runs; raise TrainingFailedError if it failed."""
         if self._agent.poll() in (0, None):
             return self._agent.returncode is None
-        raise TrainingFailedError("\n".join(self._log.read_text().splitlines()[-40:]))
+        raise TrainingFailedError(self.last_lines())
+
+    def last_lines(self) -> str:
+        """Return the end of what the torchrun and its ranks have said."""
+        return "\n".join(self._log.read_text().splitlines()[-40:])
 
     def kill_rank(self) -> None:
         """Kill one rank, any of them."""
@@ -143,7 +150,7 @@ def _run(
         start = time.monotonic()
         disturb(nodes, folder)
         while nodes[0].is_running():
-            _check_time(training, start)
+            _check_time(training, nodes, start)
             time.sleep(_POLL_SECONDS)
         row: Row = json.loads(result.read_text())["run"]
         return row | {"seconds_in_all": time.monotonic() - start}
@@ -167,15 +174,16 @@ def _wait_for_step(training: Training, nodes: Sequence[Node], folder: Path, step
     while not checkpoint.exists():
         if not all(node.is_running() for node in nodes):
             raise TrainingFailedError(f"the run ended before step {saved}")
-        _check_time(training, start)
+        _check_time(training, nodes, start)
         time.sleep(_POLL_SECONDS)
     progress = torch.load(checkpoint / "shared.pt", weights_only=True)["progress"]
     time.sleep((step - saved) * statistics.median(progress["step_ms"]) / 1e3)
 
 
-def _check_time(training: Training, start: float) -> None:
+def _check_time(training: Training, nodes: Sequence[Node], start: float) -> None:
     if time.monotonic() - start > training.timeout_seconds:
-        raise TrainingFailedError(f"not done within {training.timeout_seconds:g} s")
+        said = "\n".join(node.last_lines() for node in nodes)
+        raise TrainingFailedError(f"not done within {training.timeout_seconds:g} s:\n{said}")
 
 
 def _is_rank(pid: int) -> bool:
