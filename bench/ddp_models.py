@@ -20,7 +20,7 @@ from torch import nn
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "examples"))
 from mnist_data import ShardedBatches, find_mnist, load_mnist
-from mnist_ddp import MnistCnn
+from mnist_model import MnistCnn
 from rank_checks import KnownGradients
 
 Shape = tuple[int, ...]

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import fastcomm
 from ddp_models import GivenGradients, Gradients, Shape, make_mnist, mnist_batches
-from mnist_ddp import bf16_hook
+from mnist_model import bf16_hook
 
 # PowerSGD gets one bucket: over gloo it runs several at once in any order, and crashes.
 _ONE_BUCKET_MEGABYTES = 1 << 20

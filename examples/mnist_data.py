@@ -141,12 +141,15 @@ class ShardedBatches:
         self, digits: Digits, batch_size: int, rank: int, world_size: int, seed: int
     ) -> None:
         self._digits = digits
-        self._batch_size = batch_size
         self._rank = rank
         self._world_size = world_size
         self._seed = seed
+        self._epoch = 0
+        self._position = 0  # how many samples of the epoch all ranks together have had
         self._normalize = Normalization.of(digits.train_images)
-        self.batches_per_epoch = len(digits.train_labels) // (batch_size * world_size)
+        self.samples_per_step = batch_size * world_size
+        self.batches_per_epoch = len(digits.train_labels) // self.samples_per_step
+        self.samples_per_epoch = self.batches_per_epoch * self.samples_per_step
         if self.batches_per_epoch == 0:
             raise ValueError(
                 f"{world_size} ranks with batches of {batch_size} need more than the "
@@ -154,14 +157,25 @@ class ShardedBatches:
             )
 
     def batches(self, num_steps: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield ``num_steps`` batches of (normalised images, labels), epoch after epoch."""
-        for step in range(num_steps):
-            epoch, index = divmod(step, self.batches_per_epoch)
-            if index == 0:
-                order = self._shard(epoch)
-            chosen = order[index * self._batch_size :][: self._batch_size]
+        """Yield ``num_steps`` more batches of (normalised images, labels), epoch after epoch."""
+        order = self._order(self._epoch)
+        for _ in range(num_steps):
+            if self._position + self.samples_per_step > len(order):
+                self._epoch, self._position = self._epoch + 1, 0
+                order = self._order(self._epoch)
+            step = order[self._position : self._position + self.samples_per_step]
+            self._position += self.samples_per_step
+            chosen = step[self._rank :: self._world_size]
             images = self._digits.train_images[chosen]
             yield self._normalize(images), self._digits.train_labels[chosen]
+
+    def state_dict(self) -> dict[str, int]:
+        """Return where all ranks together are: behind the batch that was yielded last."""
+        return {"epoch": self._epoch, "position": self._position}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on from there, with any number of ranks: no sample of the epoch comes twice."""
+        self._epoch, self._position = state_dict["epoch"], state_dict["position"]
 
     def test_batches(self, batch_size: int = 100) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield this rank's part of the test set, every sample on exactly one rank."""
@@ -171,11 +185,11 @@ class ShardedBatches:
             part = slice(start, start + batch_size)
             yield self._normalize(images[part]), labels[part]
 
-    def _shard(self, epoch: int) -> torch.Tensor:
+    def _order(self, epoch: int) -> torch.Tensor:
         # The same order on every rank, from which each takes its turn, as DistributedSampler does.
         generator = torch.Generator().manual_seed(1_000_003 * self._seed + epoch)
         order = torch.randperm(len(self._digits.train_labels), generator=generator)
-        return order[self._rank :: self._world_size].to(self._digits.train_labels.device)
+        return order.to(self._digits.train_labels.device)
 
 
 @dataclass(frozen=True)

@@ -9,76 +9,30 @@ own hooks, "fp16-hook", "bf16-hook" and "powersgd".
 
 import argparse
 import json
+import math
 import os
 import statistics
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
-from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
+from mnist_checkpoint import Checkpoint, CheckpointFolder
 from mnist_data import Digits, ShardedBatches, load_on_every_rank
-from mnist_device import describe_device, join_ranks
+from mnist_device import describe_device, get_random_state, join_ranks, set_random_state
+from mnist_model import MnistCnn, set_gradient_sync
 from mnist_report import (
-    POWERSGD_PLAIN_STEPS,
-    POWERSGD_RANK,
     Row,
     TrainingDisplay,
+    TrainingProgress,
     WireMeter,
     describe_machine,
 )
-
-TARGET_ACCURACY_PERCENT = 99.0
-
-
-class MnistCnn(nn.Module):
-    """Two convolutions and two linear layers, 1.2 M parameters."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.features = nn.Sequential(
-            nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.MaxPool2d(2), nn.ReLU()
-        )
-        self.classifier = nn.Sequential(
-            nn.Dropout(0.1), nn.Linear(9216, 128), nn.ReLU(), nn.Dropout(0.25), nn.Linear(128, 10)
-        )
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the logits of normalised (samples, 1, 28, 28) images."""
-        logits: torch.Tensor = self.classifier(self.features(images).flatten(1))
-        return logits
-
-
-def bf16_hook(
-    state: None,
-    bucket: dist.GradBucket,  # type: ignore[name-defined]
-) -> torch.futures.Future[torch.Tensor]:
-    """Run PyTorch's bf16 hook, which by its own name DDP accepts with NCCL only."""
-    return default_hooks.bf16_compress_hook(state, bucket)  # type: ignore[arg-type]
-
-
-def set_gradient_sync(model: DistributedDataParallel, codec: str, algorithm: str) -> Any | None:
-    """Choose how the model's gradients are synchronised; return fastcomm's state where it is it."""
-    if codec == "none":
-        return None
-    if codec == "fp16-hook":
-        model.register_comm_hook(None, default_hooks.fp16_compress_hook)
-    elif codec == "bf16-hook":
-        model.register_comm_hook(None, bf16_hook)
-    elif codec == "powersgd":
-        state = powerSGD_hook.PowerSGDState(None, POWERSGD_RANK, POWERSGD_PLAIN_STEPS)
-        model.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
-    else:
-        import fastcomm
-
-        return fastcomm.register(model, codec=codec, algorithm=algorithm)
-    return None
 
 
 class Trainer:
@@ -90,10 +44,9 @@ class Trainer:
             digits, arguments.batch_size, rank, world_size, arguments.seed
         )
         epoch_steps = self.batches.batches_per_epoch
-        self.num_steps = arguments.steps or arguments.epochs * epoch_steps
-        num_evaluations = min(max(10 * self.num_steps // epoch_steps, 8), 40)
-        self.evaluate_every = arguments.evaluate_every or max(self.num_steps // num_evaluations, 1)
-        self.display = TrainingDisplay(arguments.codec, self.num_steps, shown=rank == 0)
+        num_steps = arguments.steps or arguments.epochs * epoch_steps
+        self.progress = TrainingProgress(total_samples=num_steps * self.batches.samples_per_step)
+        self.losses: list[float] = []  # since the last evaluation
         self.device = device
         torch.manual_seed(arguments.seed)
         self.network = MnistCnn().to(device)
@@ -113,42 +66,103 @@ class Trainer:
         self.autocast = torch.autocast(device.type, half, enabled=arguments.amp)
         scaled = arguments.amp and half is torch.float16
         self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
+        self.checkpoint_every = arguments.checkpoint_every
+        self.checkpoints: CheckpointFolder | None = None
+        if arguments.checkpoint is not None:
+            names = ("codec", "epochs", "steps", "batch_size", "lr", "seed", "amp")
+            settings = {name: getattr(arguments, name) for name in names} | {"data": digits.name}
+            self.checkpoints = CheckpointFolder(arguments.checkpoint, settings)
+            saved = self.checkpoints.load_latest(device)
+            if saved is not None:
+                self._resume(saved)
+        samples_left = self.progress.total_samples - self.progress.samples_seen
+        self.steps_left = math.ceil(samples_left / self.batches.samples_per_step)
+        self.num_steps = self.progress.step + self.steps_left
+        num_evaluations = min(max(10 * self.num_steps // epoch_steps, 8), 40)
+        self.evaluate_every = arguments.evaluate_every or max(self.num_steps // num_evaluations, 1)
+        self.display = TrainingDisplay(arguments.codec, self.num_steps, shown=rank == 0)
 
-    def train(self) -> tuple[list[Row], list[float]]:
-        """Train to the end; return a row for each evaluation and the milliseconds of each step."""
-        rows: list[Row] = []
-        step_ms: list[float] = []
-        losses: list[float] = []
-        seconds_training = 0.0
+    def train(self) -> TrainingProgress:
+        """Train to the end; return the rows of all evaluations and the times of all steps."""
+        progress = self.progress
         with self.display:
             dist.barrier()
             self.meter.resume()
             started = previous = time.perf_counter()
-            for step, (images, labels) in enumerate(self.batches.batches(self.num_steps), 1):
-                losses.append(self._step(images, labels))
+            for images, labels in self.batches.batches(self.steps_left):
+                self.losses.append(self._step(images, labels))
                 now = time.perf_counter()
-                step_ms.append((now - previous) * 1e3)
+                progress.step_ms.append((now - previous) * 1e3)
                 previous = now
+                step = progress.step
                 sent = self.meter.sent_bytes(step)[self.meter.best_source]
-                self.display.step(step, losses[-1], statistics.median(step_ms[-20:]), sent)
-                if step % self.evaluate_every and step != self.num_steps:
+                median_ms = statistics.median(progress.step_ms[-20:])
+                self.display.step(step, self.losses[-1], median_ms, sent)
+                evaluates = step % self.evaluate_every == 0 or step == self.num_steps
+                saves = self.checkpoints is not None and step % self.checkpoint_every == 0
+                if not evaluates and not saves:
                     continue
                 dist.barrier()  # what others sent to this rank in this step has been counted
-                seconds_training += time.perf_counter() - started
+                progress.seconds_training += time.perf_counter() - started
                 counted = self.meter.sent_bytes(step)
                 self.meter.pause()
-                loss = statistics.fmean(losses)
-                rows.append(self._evaluation_row(step, seconds_training, loss, counted))
-                self.display.evaluated(rows[-1])
-                losses.clear()
+                if evaluates:
+                    progress.rows.append(self._evaluation_row(counted))
+                    self.display.evaluated(progress.rows[-1])
+                    self.losses.clear()
+                if saves:
+                    self._save(counted)
                 dist.barrier()
                 self.meter.resume()
                 started = previous = time.perf_counter()
-        return rows, step_ms
+        return progress
 
-    def _learning_rate_share(self, step: int) -> float:
+    def _save(self, sent: dict[str, float]) -> None:
+        assert self.checkpoints is not None
+        shared = {
+            "progress": asdict(self.progress),
+            "model": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "batches": self.batches.state_dict(),
+        }
+        own = {
+            "hook": None if self.hook_state is None else self.hook_state.state_dict(),
+            "random_state": get_random_state(self.device),
+            "losses": self.losses,
+            "sent_bytes": sent,
+        }
+        self.checkpoints.save(self.progress.step, shared, own)
+
+    def _resume(self, saved: Checkpoint) -> None:
+        """Go on after the saved step.
+
+        As many ranks as before see what they would have seen. Another number of ranks shares the
+        samples that are left, and the residuals; the learning rate goes by samples, not by steps.
+        """
+        shared, own, of_ranks = saved.shared, saved.own, saved.of_ranks
+        self.progress = TrainingProgress(**shared["progress"])
+        self.network.load_state_dict(shared["model"])
+        self.optimizer.load_state_dict(shared["optimizer"])
+        self.schedule.load_state_dict(shared["schedule"])
+        self.scaler.load_state_dict(shared["scaler"])
+        self.batches.load_state_dict(shared["batches"])
+        if self.hook_state is not None:
+            hooks = [part["hook"] for part in of_ranks]
+            self.hook_state.load_state_dict(hooks if own is None else own["hook"])
+        self.meter.resume_from(self.progress.step, [part["sent_bytes"] for part in of_ranks])
+        if own is not None:
+            set_random_state(self.device, own["random_state"])
+            self.losses = own["losses"]
+        resumed: Row = {"step": self.progress.step, "world_size": dist.get_world_size()}
+        self.progress.resumed.append(resumed)
+
+    def _learning_rate_share(self, _: int) -> float:
         """Share of the peak: it rises for a tenth of the run, then falls as a parabola."""
-        done: float = (step + 1) / (self.num_steps + 1)
+        step_samples = self.batches.samples_per_step
+        samples = self.progress.samples_seen + step_samples
+        done = samples / (self.progress.total_samples + step_samples)
         rising = 0.1
         left = (1 - done) / (1 - rising)
         return done / rising if done < rising else left * left
@@ -164,49 +178,35 @@ class Trainer:
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.progress.step += 1
+        self.progress.samples_seen += self.batches.samples_per_step
         self.schedule.step()
         return loss.item()
 
     @torch.inference_mode()
-    def _evaluation_row(
-        self, step: int, seconds_training: float, loss: float, sent: dict[str, float]
-    ) -> Row:
+    def _evaluation_row(self, sent: dict[str, float]) -> Row:
         """Test on all ranks, each its share; means over the ranks of their own losses and bytes."""
         self.network.eval()
         correct = count = 0
         for images, labels in self.batches.test_batches():
             correct += int((self.network(images).argmax(1) == labels).sum())
             count += len(labels)
+        loss = statistics.fmean(self.losses)
         sums = torch.tensor([correct, count, loss, *sent.values()], dtype=torch.float64)
         sums = sums.to(self.device)
         dist.all_reduce(sums)
         all_correct, all_count, loss_sum, *sent_sums = sums.tolist()
         ranks = dist.get_world_size()
         row: Row = {
-            "step": step,
-            "epoch": step / self.batches.batches_per_epoch,
-            "seconds_training": seconds_training,
+            "step": self.progress.step,
+            "epoch": self.progress.samples_seen / self.batches.samples_per_epoch,
+            "seconds_training": self.progress.seconds_training,
             "loss": loss_sum / ranks,
             "test_accuracy_percent": 100 * all_correct / all_count,
         }
         means = {source: total / ranks for source, total in zip(sent, sent_sums, strict=True)}
         row["wire_bytes"] = means[self.meter.best_source]
         return row | {f"wire_bytes_{source}": mean for source, mean in means.items()}
-
-
-def summary(rows: list[Row], step_ms: list[float], source: str) -> Row:
-    """Return the figures of the whole run."""
-    reached = [row for row in rows if row["test_accuracy_percent"] >= TARGET_ACCURACY_PERCENT]
-    return {
-        "best_test_accuracy_percent": max(row["test_accuracy_percent"] for row in rows),
-        "target_accuracy_percent": TARGET_ACCURACY_PERCENT,
-        "seconds_to_target": reached[0]["seconds_training"] if reached else None,
-        "steps_to_target": reached[0]["step"] if reached else None,
-        "step_time_median_ms": statistics.median(step_ms),
-        "wire_bytes_per_step": rows[-1]["wire_bytes"] / rows[-1]["step"],
-        "wire_bytes_counted_by": source,
-        "seconds_training": rows[-1]["seconds_training"],
-    }
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -234,7 +234,18 @@ def parse_arguments() -> argparse.Namespace:
     add("--link-rate", default="unshaped", help="rate of the link, to be noted in the JSON file")
     add("--quiet", action="store_true", help="do not say which data is used")
     add("--json", type=Path, help="write the result here")
-    return parser.parse_args()
+    add(
+        "--checkpoint",
+        type=Path,
+        metavar="FOLDER",
+        help="save checkpoints here and go on from the latest one, with any number of ranks; all "
+        "hosts must see the folder",
+    )
+    add("--checkpoint-every", type=int, default=100, metavar="STEPS", help="default 100")
+    arguments = parser.parse_args()
+    if arguments.checkpoint is not None and arguments.codec == "powersgd":
+        parser.error("--checkpoint: what PowerSGD keeps would be lost")
+    return arguments
 
 
 def main() -> None:
@@ -248,7 +259,9 @@ def main() -> None:
         if dist.get_rank() == 0 and not arguments.quiet:
             print(f"data: {digits.name}, {digits.source}", flush=True)
         trainer = Trainer(arguments, device, digits)
-        rows, step_ms = trainer.train()
+        if dist.get_rank() == 0 and trainer.progress.resumed:
+            print(f"resumed after step {trainer.progress.step}", flush=True)
+        progress = trainer.train()
         if dist.get_rank() == 0 and arguments.json is not None:
             run = {
                 "codec": arguments.codec,
@@ -263,9 +276,10 @@ def main() -> None:
                 "amp": arguments.amp,
                 **describe_device(device),
                 **describe_machine(),
-                **summary(rows, step_ms, trainer.meter.best_source),
+                **progress.summary(trainer.meter.best_source),
             }
-            arguments.json.write_text(json.dumps({"run": run, "rows": rows}, indent=1) + "\n")
+            content = {"run": run, "rows": progress.rows}
+            arguments.json.write_text(json.dumps(content, indent=1) + "\n")
     finally:
         dist.destroy_process_group()
 

@@ -37,6 +37,19 @@ def join_ranks(device_type: str) -> torch.device:
     return device
 
 
+def get_random_state(device: torch.device) -> list[torch.Tensor]:
+    """Return the state of the random numbers that a model on ``device`` draws: bytes."""
+    on_gpu = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return [torch.get_rng_state(), *on_gpu]
+
+
+def set_random_state(device: torch.device, state: list[torch.Tensor]) -> None:
+    """Go on with the random numbers that follow after ``get_random_state``."""
+    torch.set_rng_state(state[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state[1], device)
+
+
 def describe_device(device: torch.device) -> dict[str, str | None]:
     """Return what the JSON file of a run says about the device and the backend."""
     is_gpu = device.type == "cuda"

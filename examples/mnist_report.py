@@ -2,7 +2,9 @@
 
 import os
 import platform
+import statistics
 import subprocess
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,39 @@ Row = dict[str, Any]
 POWERSGD_RANK = 2
 POWERSGD_PLAIN_STEPS = 10
 
+TARGET_ACCURACY_PERCENT = 99.0
+
 INTERFACE, FASTCOMM, COMPUTED = "interface", "fastcomm", "computed"
+
+
+@dataclass
+class TrainingProgress:
+    """How far a run has come, restarts included; steps that a restart did again count once."""
+
+    total_samples: int  # that all ranks together are to see, each epoch's anew
+    samples_seen: int = 0
+    step: int = 0
+    seconds_training: float = 0.0  # up to the last time the clock was stopped
+    step_ms: list[float] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)  # of the evaluations
+    resumed: list[Row] = field(default_factory=list)  # from a checkpoint: step and world_size
+
+    def summary(self, wire_bytes_source: str) -> Row:
+        """Return the figures of the whole run."""
+        target = TARGET_ACCURACY_PERCENT
+        reached = [row for row in self.rows if row["test_accuracy_percent"] >= target]
+        return {
+            "best_test_accuracy_percent": max(row["test_accuracy_percent"] for row in self.rows),
+            "target_accuracy_percent": target,
+            "seconds_to_target": reached[0]["seconds_training"] if reached else None,
+            "steps_to_target": reached[0]["step"] if reached else None,
+            "step_time_median_ms": statistics.median(self.step_ms),
+            "wire_bytes_per_step": self.rows[-1]["wire_bytes"] / self.rows[-1]["step"],
+            "wire_bytes_counted_by": wire_bytes_source,
+            "seconds_training": self.rows[-1]["seconds_training"],
+            "restarts": len(self.resumed),
+            "resumed": self.resumed,
+        }
 
 
 class WireMeter:
@@ -43,6 +77,8 @@ class WireMeter:
         self._plain_bytes = ring_bytes * sum(weight.numel() for weight in model.parameters())
         self._powersgd_bytes = ring_bytes * _powersgd_elements(model)
         self._paused_at = self._excluded = self._read_counter()
+        self._earlier: dict[str, float] = {}
+        self._earlier_steps = 0
 
     @property
     def best_source(self) -> str:
@@ -50,6 +86,14 @@ class WireMeter:
         if self._counter is not None:
             return INTERFACE
         return COMPUTED if self._state is None else FASTCOMM
+
+    def resume_from(self, num_steps: int, sent_bytes: list[dict[str, float]]) -> None:
+        """Add the mean of what other processes had sent, up to a checkpoint after ``num_steps``."""
+        self._earlier_steps = num_steps
+        self._earlier = {
+            source: statistics.fmean(sent[source] for sent in sent_bytes)
+            for source in sent_bytes[0]
+        }
 
     def pause(self) -> None:
         """Leave out what the interface sends from here on: it is not for training."""
@@ -60,15 +104,15 @@ class WireMeter:
         self._excluded += self._read_counter() - self._paused_at
 
     def sent_bytes(self, num_steps: int) -> dict[str, float]:
-        """Bytes sent in the first ``num_steps`` steps, which just ended, by way of counting."""
+        """Bytes sent in the first ``num_steps`` steps of the run, by way of counting."""
         sent: dict[str, float] = {}
         if self._counter is not None:
             sent[INTERFACE] = self._read_counter() - self._excluded
         if self._state is not None:
             sent[FASTCOMM] = self._state.stats.wire_bytes
         else:
-            sent[COMPUTED] = self._computed_bytes(num_steps)
-        return sent
+            sent[COMPUTED] = self._computed_bytes(num_steps - self._earlier_steps)
+        return {source: self._earlier.get(source, 0.0) + own for source, own in sent.items()}
 
     def _read_counter(self) -> int:
         return int(self._counter.read_text()) if self._counter is not None else 0
