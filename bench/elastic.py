@@ -2,7 +2,8 @@
 
     python bench/elastic.py --codec topk:0.01,int4 --data-root FOLDER --steps 468 --kills 3
 
-Three runs for each codec, whose test accuracies should not differ by more than other seeds do:
+Three runs for each codec. Two ranks, killed or not, should end with the same test accuracy, as far
+as other seeds do; three ranks see as many samples in fewer steps, which alone can change it:
 
     undisturbed    two ranks
     killed         two ranks, of which one is killed again and again, at a random step

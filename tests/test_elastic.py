@@ -11,8 +11,8 @@ from idx_digits import write_idx_digits
 sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
 from elastic import Training, fewer_ranks, killed, undisturbed
 
-# Undisturbed runs with seeds 0 to 7 reach 93.2 to 94.9 %. What a checkpoint has to keep is tested in
-# test_example_checkpoint.py; here, that a run with kills ends where others do.
+# Undisturbed runs with seeds 0 to 7 reach 93.2 to 94.9 %. What a checkpoint has to keep is tested
+# in test_example_checkpoint.py; here, that a run with kills ends where others do.
 TOLERANCE_PERCENT = 2.5
 
 
