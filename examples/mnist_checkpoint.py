@@ -97,7 +97,7 @@ class CheckpointFolder:
 
     def _complete(self) -> list[Path]:
         """Return the folders of all complete checkpoints, the latest one last."""
-        return sorted(path for path in self._folder.glob("step-*") if path.suffix != _PARTIAL)
+        return sorted(self._folder.glob("step-" + 8 * "[0-9]"))
 
 
 def _load(path: Path) -> State:

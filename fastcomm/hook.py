@@ -11,20 +11,24 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed import GradBucket  # type: ignore[attr-defined]  # torch's stubs lack it
+from torch.nn.parallel import DistributedDataParallel
 
 from fastcomm import _C
 from fastcomm._arguments import check_num_threads, check_tensor, require_process_group
 from fastcomm.algorithms import check_algorithm
 from fastcomm.codecs import Codec, Fp32
 from fastcomm.codecs import codec as parse_codec
+from fastcomm.ddp_modes import USE_BUCKETS
 from fastcomm.detached import detached_hook_state
 from fastcomm.errors import ArgumentError, Error
 from fastcomm.group import ConnectedGroup
-from fastcomm.regrouping import BucketHistory, Part, synchronize_parts
+from fastcomm.regrouping import Part, synchronize_parts
 from fastcomm.residuals import ResidualStore
 from fastcomm.saved_states import state_to_take
 from fastcomm.stats import Counters, Stats
+from fastcomm.steps import Steps
 from fastcomm.trace import write_chrome_trace
+from fastcomm.unused_parameters import Deliveries
 
 
 class HookState:
@@ -76,14 +80,13 @@ class HookState:
         self._residuals = ResidualStore(
             self._is_compressed, error_feedback, starts_empty=not self.codec.loses_bits
         )
-        self._buckets = BucketHistory()
+        self._steps = Steps()
+        self._deliveries = Deliveries()
         self._group: ConnectedGroup | None = None
         self._is_agreed = False
         self._flush_requested = False
         self._flushing = False
-        self._is_joined = False  # in this step
         self._grad_scale: float | None = None  # not known
-        self._step = 0
         self._counters = Counters()
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -112,8 +115,13 @@ class HookState:
         self._is_agreed = True
 
     def attach(self, module: torch.nn.Module) -> None:
-        """Tell the state the names of a model's parameters, which ``state_dict`` uses."""
+        """Tell the state which model it is of: the DDP model, or the module in it.
+
+        ``state_dict`` uses the names of its parameters.
+        """
         self._residuals.attach(module)
+        if isinstance(module, DistributedDataParallel):
+            self._deliveries.may_keep_gradients = module.find_unused_parameters
 
     def synchronize(self, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
         """Start averaging a bucket over all ranks; :func:`compress_hook` calls this.
@@ -124,13 +132,14 @@ class HookState:
         self.connect()
         buffer = bucket.buffer()
         check_tensor(buffer, "the gradient bucket")
-        if self._buckets.is_between_steps:
+        if self._steps.buckets.is_between_steps:
             self._begin_step()
         parameters = bucket.parameters()
-        parts = self._buckets.parts(parameters, self._residuals.names)
+        parts = self._steps.buckets.parts(parameters, self._residuals.names)
         future = synchronize_parts(buffer, parameters, parts, self._exchange)
+        self._deliveries.note(buffer, parameters)
         if bucket.is_last():
-            self._end_step(self._step)
+            self._steps.end()
         return future
 
     def _exchange(self, gradients: torch.Tensor, part: Part) -> torch.futures.Future[torch.Tensor]:
@@ -144,38 +153,29 @@ class HookState:
         future = self._group.all_reduce(
             gradients,
             # A flush delivers what a joined rank has, too.
-            layout.residual_to_send(self._is_joined and not self._flushing),
+            layout.residual_to_send(self._steps.is_joined and not self._flushing),
             layout.plan(self._codec_of_step(), self.algorithm, self._group, self.codec_threads),
             1.0 / world_size,
-            self._step,
+            self._steps.number,
             part.index,
         )
-        self._buckets.note(part)
+        self._steps.buckets.note(part)
         self._counters.add(gradients, world_size)
         return future
 
     def _begin_step(self) -> None:
         self._flushing = self._flush_requested
         self._flush_requested = False
-        # With static_graph and parameters of several dtypes no bucket of the first step says that
-        # it is the last one; the end of the backward pass does.
-        end_step = functools.partial(self._end_step, self._step)
-        try:
-            torch.autograd.Variable._execution_engine.queue_callback(end_step)
-            self._is_joined = False
-        except RuntimeError:  # Not in a backward pass: DDP's join(), and this rank has no data.
-            self._is_joined = True
-
-    def _end_step(self, step: int) -> None:
-        if self._step == step:
-            self._step += 1
-            self._counters.steps += 1
-            self._buckets.end_step()
+        self._deliveries.clear()
+        self._steps.begin(
+            functools.partial(self._deliveries.take_back, self._residuals.residual_of)
+        )
 
     @property
     def stats(self) -> Stats:
         """What this rank sent so far, and where the time went."""
-        return self._counters.stats(self._group.measurements() if self._group is not None else {})
+        measured = self._group.measurements() if self._group is not None else {}
+        return self._counters.stats(self._steps.num_complete, measured)
 
     def trace(self, path: str | Path) -> contextlib.AbstractContextManager[None]:
         """Record, in a ``with`` block, what the native threads do, and write a Chrome trace.
@@ -222,13 +222,13 @@ class HookState:
             ArgumentError: if the parameters have no names yet; see :meth:`attach`.
         """
         return {
-            "step": self._step,
+            "step": self._steps.number,
             "codec": str(self.codec),
             "rank": self.process_group.rank(),
             "world_size": self.process_group.size(),
             "grad_scale": self._grad_scale,
             "flush_requested": self._flush_requested,
-            "buckets": self._buckets.saved(self._residuals.names),
+            "buckets": self._steps.buckets.saved(self._residuals.names),
             "residuals": {name: r.clone() for name, r in self._residuals.named_residuals()},
         }
 
@@ -248,8 +248,8 @@ class HookState:
         taken = state_to_take(state_dict, self.process_group.rank(), self.process_group.size())
         self._residuals.load(taken["residuals"])
         own_name = self._residuals.own_name
-        self._buckets.load([[own_name(name) for name in names] for names in taken["buckets"]])
-        self._step = taken["step"]
+        self._steps.buckets.load([[own_name(name) for name in names] for names in taken["buckets"]])
+        self._steps.number = taken["step"]
         self._grad_scale = taken["grad_scale"]
         self._flush_requested = taken["flush_requested"]
 
@@ -260,8 +260,8 @@ class HookState:
         # One rank has nobody to send to: nothing is worth leaving out.
         if self._flushing or self.process_group.size() == 1:
             return Fp32()
-        if self._step < self.warmup_steps:
-            return self.codec.at_warmup(self._step / self.warmup_steps)
+        if self._steps.number < self.warmup_steps:
+            return self.codec.at_warmup(self._steps.number / self.warmup_steps)
         return self.codec
 
 
@@ -270,13 +270,16 @@ def compress_hook(state: HookState, bucket: GradBucket) -> torch.futures.Future[
 
     Errors are reported through the future, so that ``backward()`` raises them and the DDP model
     stays usable.
+
+    Raises:
+        ArgumentError: if it is called for a single parameter, by DDP's Python reducer.
     """
+    if not isinstance(bucket, GradBucket):  # nobody would look at a future
+        raise ArgumentError(
+            f"the hook was called with a {type(bucket).__name__} instead of a GradBucket, as DDP's "
+            f"Python reducer does; {USE_BUCKETS}"
+        )
     try:
-        if not isinstance(bucket, GradBucket):
-            raise ArgumentError(
-                f"the hook was called with a {type(bucket).__name__} instead of a GradBucket, as "
-                "compiled autograd does; disable torch._dynamo.config.compiled_autograd"
-            )
         return state.synchronize(bucket)
     except Error as error:
         return _C.failed_future(type(error).__name__, str(error))

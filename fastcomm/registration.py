@@ -6,6 +6,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastcomm._arguments import require_process_group
 from fastcomm.codecs import Codec
+from fastcomm.ddp_modes import check_ddp_modes
 from fastcomm.detached import DetachedHookState
 from fastcomm.errors import ArgumentError
 from fastcomm.hook import HookState, compress_hook
@@ -25,8 +26,9 @@ def register(
         The state, for its ``stats``, ``state_dict`` and ``flush``.
 
     Raises:
-        ArgumentError: if ``ddp_model`` is not a DDP model, has a hook already or uses
-            ``mixed_precision``, or for an argument that cannot work.
+        ArgumentError: if ``ddp_model`` is not a DDP model, has a hook already, or uses what brings
+            its own one (``mixed_precision``, optimizers fused into the backward pass, the Python
+            reducer of compiled autograd), or for an argument that cannot work.
         MismatchError: on every rank, if the ranks use different settings.
     """
     if not isinstance(ddp_model, DistributedDataParallel):
@@ -40,10 +42,7 @@ def register(
             "process_group is not the one of the DDP model, so that its replicas would diverge; "
             "leave it out, or give it to DistributedDataParallel"
         )
-    if ddp_model.mixed_precision is not None:
-        raise ArgumentError(
-            "DistributedDataParallel(mixed_precision=...) brings its own hook; use torch.autocast"
-        )
+    check_ddp_modes(ddp_model)
     hooks = [hook for hook in ddp_model._comm_hooks if not isinstance(hook[1], DetachedHookState)]
     if hooks:
         raise ArgumentError(
@@ -54,5 +53,11 @@ def register(
     state = HookState(codec, **options)
     state.attach(ddp_model)
     state.connect()
-    ddp_model.register_comm_hook(state, compress_hook)
+    try:
+        ddp_model.register_comm_hook(state, compress_hook)
+    except RuntimeError as error:  # PyTorch's built-in hooks leave no other trace
+        ddp_model._comm_hooks = []
+        raise ArgumentError(
+            f"DDP refuses the hook ({error}); wrap the module in a new DistributedDataParallel"
+        ) from error
     return state

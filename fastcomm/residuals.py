@@ -140,6 +140,10 @@ class ResidualStore:
             self._names[id(parameter)] = name
             self._num_elements[name] = parameter.numel()
 
+    def residual_of(self, parameter: torch.Tensor) -> torch.Tensor | None:
+        """Return the residual of a parameter, of shape (num_elements,), if it has one."""
+        return self._views.get(id(parameter))
+
     def names(self, parameters: list[torch.Tensor]) -> list[str]:
         """Return the names of parameters.
 

@@ -44,7 +44,6 @@ class Stats:
 class Counters:
     """What a hook state counts itself."""
 
-    steps: int = 0
     num_elements: int = 0
     raw_bytes: int = 0
 
@@ -54,10 +53,10 @@ class Counters:
         self.num_elements += gradients.numel()
         self.raw_bytes += 2 * (world_size - 1) * num_bytes // world_size
 
-    def stats(self, measured: dict[str, float]) -> Stats:
+    def stats(self, steps: int, measured: dict[str, float]) -> Stats:
         """Return the totals, with what the native layer measured."""
         return Stats(
-            steps=self.steps,
+            steps=steps,
             num_elements=self.num_elements,
             raw_bytes=self.raw_bytes,
             wire_bytes=int(measured.get("wire_bytes", 0)),

@@ -11,18 +11,18 @@ from idx_digits import write_idx_digits
 sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
 from elastic import Training, fewer_ranks, killed, undisturbed
 
-# Undisturbed runs reach 92.9 to 94.9 % with twelve seeds; a run that began anew with what is left
-# to train for at the first kill would end far below.
-TOLERANCE_PERCENT = 3.0
+# Undisturbed runs with seeds 0 to 7 reach 93.2 to 94.9 %. What a checkpoint has to keep is tested
+# in test_example_checkpoint.py; here, that a run with kills ends where others do.
+TOLERANCE_PERCENT = 2.5
 
 
 @pytest.fixture(scope="module")
 def training(tmp_path_factory: pytest.TempPathFactory) -> Training:
     folder = tmp_path_factory.mktemp("digits")
     write_idx_digits(folder, num_training=4000, num_testing=1000)
-    options = ("--data-root", str(folder), "--codec", "topk:0.01", "--batch-size", "16")
-    options += ("--lr", "0.03", "--quiet")
-    return Training(options, steps=160, checkpoint_every=15, timeout_seconds=100)
+    options = ["--data-root", str(folder), "--codec", "topk:0.01", "--batch-size", "16"]
+    options += ["--lr", "0.03", "--quiet"]
+    return Training(tuple(options), steps=160, checkpoint_every=15, timeout_seconds=120)
 
 
 @pytest.fixture(scope="module")

@@ -140,7 +140,7 @@ def test_ranks_that_go_on_share_the_residuals_and_the_samples_that_are_left(
 # --- the folder -------------------------------------------------------------------------------
 
 
-def save_and_die(folder: Path) -> int | None:
+def save_and_die(folder: Path) -> int:
     """Return the step that is found after rank 1 did not come to write its part of the last."""
     checkpoints = CheckpointFolder(folder, {"codec": "int8"})
     for step in (10, 20, 30):
@@ -155,8 +155,8 @@ def save_and_die(folder: Path) -> int | None:
     assert found.own == {"rank": dist.get_rank()}
     with pytest.raises(ValueError, match="of a run with codec int8, this one has int4; use"):
         CheckpointFolder(folder, {"codec": "int4"}).load_latest(CPU)
-    step: int = found.shared["step"]
-    return step
+    latest: int = found.shared["step"]
+    return latest
 
 
 def test_latest_checkpoint_is_one_that_all_ranks_have_written(tmp_path: Path) -> None:
