@@ -21,6 +21,7 @@ from fastcomm.algorithms import choose_algorithm
 from fastcomm.backends import make_host_backends, make_nccl_backend, own_store, uses_nccl
 from fastcomm.codecs import Codec
 from fastcomm.errors import Error, MismatchError, PeerError
+from fastcomm.forks import Sockets
 
 # Exchanges in flight at a time: one encodes while another is on the wire.
 NUM_LANES = 2
@@ -65,6 +66,7 @@ class ConnectedGroup:
             self._store = PrefixStore(self._name, own_store(process_group))
         self._uses_nccl = uses_nccl(process_group) if self.world_size > 1 else _C.has_cuda
         self._communicators: dict[str, _C.Communicator | _C.StreamCommunicator] = {}
+        self._sockets = Sockets()
         self._is_traced = False
         self._is_finished = False
         self._threads: dict[int, _C.ThreadPool] = {}
@@ -118,7 +120,8 @@ class ConnectedGroup:
             return _C.Communicator([], NUM_LANES, datetime.timedelta())
         assert process_group is not None
         try:
-            backends, timeout = make_host_backends(process_group, self._store)
+            with self._sockets:
+                backends, timeout = make_host_backends(process_group, self._store)
         except RuntimeError as error:
             if isinstance(error, Error):
                 raise
@@ -153,11 +156,7 @@ class ConnectedGroup:
         # Not functools.cached_property: up to Python 3.11 its lock is one for all groups.
         if self._num_ranks_on_host == 0:
             host = socket.gethostname()
-            hosts = [host]
-            if self._store is not None:
-                self._store.set(f"host/{self.rank}", host)
-                keys = [f"host/{rank}" for rank in range(self.world_size)]
-                hosts = [self._store.get(key).decode() for key in keys]
+            hosts = [host] if self._store is None else self._share("host", host)
             self._num_ranks_on_host = hosts.count(host)
         return self._num_ranks_on_host
 
@@ -171,10 +170,9 @@ class ConnectedGroup:
         if self._store is None:
             return
         settings = {"fastcomm": fastcomm.__version__, **settings}
-        prefix = f"handshake/{self._num_handshakes}"
+        topic = f"handshake/{self._num_handshakes}"
         self._num_handshakes += 1
-        self._store.set(f"{prefix}/{self.rank}", json.dumps(settings))
-        of_rank = [self._answer(f"{prefix}/{rank}", rank) for rank in range(self.world_size)]
+        of_rank = [json.loads(answer) for answer in self._share(topic, json.dumps(settings))]
         differing = [key for key in settings if len({str(s.get(key)) for s in of_rank}) > 1]
         if differing:
             rows = [
@@ -186,33 +184,42 @@ class ConnectedGroup:
                 "use the same on every rank:\n" + "\n".join(rows)
             )
 
-    def _answer(self, key: str, rank: int) -> dict[str, str]:
+    def _share(self, topic: str, mine: str) -> list[str]:
+        """Return what every rank says about ``topic``, this one ``mine``.
+
+        Raises:
+            PeerError: if a rank has ended, or does not say anything within the store's timeout.
+        """
+        assert self._store is not None
+        try:
+            self._store.set(f"{topic}/{self.rank}", mine)
+            return [self._wait_for(f"{topic}/{rank}", rank) for rank in range(self.world_size)]
+        except dist.DistError as error:
+            raise PeerError(
+                f"rank {self.rank} cannot reach the store of the process group, in which ranks "
+                f"compare settings; the process that holds it has ended ({error})"
+            ) from error
+
+    def _wait_for(self, key: str, rank: int) -> str:
         assert self._store is not None
         communicator = self._communicators.get("gloo")
         timeout: datetime.timedelta = self._store.timeout  # type: ignore[attr-defined]  # a stub
         seconds = timeout.total_seconds()
         deadline = time.monotonic() + seconds
         pause = _SHORTEST_PAUSE
-        try:
-            while not self._store.check([key]):
-                if isinstance(communicator, _C.Communicator):
-                    communicator.check(rank)
-                if time.monotonic() > deadline:
-                    raise PeerError(
-                        f"rank {rank} of the process group did not compare settings with rank "
-                        f"{self.rank} for {seconds:g} s: it is stopped, cut off, or does something "
-                        "else; make the same calls on every rank"
-                    )
-                # Not store.wait(): it cannot be interrupted, and logs every timeout.
-                time.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE)
-            answer: dict[str, str] = json.loads(self._store.get(key))
-        except dist.DistError as error:
-            raise PeerError(
-                f"rank {self.rank} cannot reach the store of the process group, in which ranks "
-                f"compare settings; the process that holds it has ended ({error})"
-            ) from error
-        return answer
+        while not self._store.check([key]):
+            if isinstance(communicator, _C.Communicator):
+                communicator.check(rank)
+            if time.monotonic() > deadline:
+                raise PeerError(
+                    f"rank {rank} of the process group did not compare settings with rank "
+                    f"{self.rank} for {seconds:g} s: it is stopped, cut off, or does something "
+                    "else; make the same calls on every rank"
+                )
+            # Not store.wait(): it cannot be interrupted, and logs every timeout.
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        return self._store.get(key).decode()
 
     def all_reduce(
         self,

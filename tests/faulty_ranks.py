@@ -13,7 +13,6 @@ import signal
 import socket
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -83,15 +82,15 @@ class FaultyRanks:
             self._processes.append(process)
             self._connections.append(ours)
 
-    def wait_for(self, rank: int, words: str) -> None:
-        """Return when ``rank`` has reported these words."""
+    def wait_for(self, rank: int, beginning: str) -> str:
+        """Return the first report of ``rank`` that begins like this."""
         connection = self._connections[rank]
         while connection.poll(PATIENCE_SECONDS):
             report = connection.recv()
-            if report == words:
-                return
-            assert isinstance(report, str), f"rank {rank}, instead of {words!r}: {report}"
-        raise TimeoutError(f"rank {rank} did not report {words!r}")
+            assert isinstance(report, str), f"rank {rank}, instead of {beginning!r}: {report}"
+            if report.startswith(beginning):
+                return report
+        raise TimeoutError(f"rank {rank} did not report {beginning!r}")
 
     def send_signal(self, rank: int, number: signal.Signals) -> float:
         """Send a signal to a rank, and return when."""
@@ -145,11 +144,10 @@ def _run_rank(
     if side is not None:
         side.enter()
     rank, world_size, store, timeout = group
-    dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=world_size, timeout=timeout
-    )
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
+    dist.distributed_c10d._set_pg_timeout(timeout)  # connecting may take longer
     dist.barrier()  # the thread of the group has its name now
-    before = Counter(_threads_and_sockets())
+    before = set(_threads_and_sockets())
     error, message, seconds = "", "", 0.0
     try:
         function(connection.send, *args)
@@ -160,20 +158,20 @@ def _run_rank(
     dist.destroy_process_group()
     gc.collect()
     # What was there before is torch's: a DDP model, even without a hook, leaves its group behind.
-    left = Counter(_threads_and_sockets()) - before
-    connection.send(Outcome(0, error, message, seconds, tuple(left.elements())))
+    left = set(_threads_and_sockets()) - before
+    connection.send(Outcome(0, error, message, seconds, tuple(sorted(left))))
 
 
 def _threads_and_sockets() -> Iterator[str]:
     for task in Path("/proc/self/task").iterdir():
         name = (task / "comm").read_text().strip()
         if name.startswith(("fastcomm", "gloo_tcp_loop")):
-            yield f"thread {name}"
+            yield f"{name} {task.name}"
     for descriptor in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
             target = os.readlink(descriptor)
             if target.startswith("socket:") and not _is_unix_socket(int(descriptor.name)):
-                yield "socket"
+                yield target
 
 
 def _is_unix_socket(descriptor: int) -> bool:

@@ -20,9 +20,7 @@ NUM_RANKS = 2
 
 def train(rank: int, store: str, digests: Any) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=NUM_RANKS
-    )
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=NUM_RANKS)
     model = DistributedDataParallel(mlp())
     fastcomm.register(model, "int8", codec_threads=2)
     gradients = [backward(model, step) for step in range(2)][-1]

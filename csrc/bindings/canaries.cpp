@@ -2,6 +2,8 @@
 
 #include <pthread.h>
 
+#include <algorithm>
+#include <chrono>
 #include <utility>
 
 #include "bindings/c10d_work.h"
@@ -11,8 +13,18 @@ namespace {
 
 constexpr int64_t kNoteBytes = 2048;
 
+// How long notes that were sent have to leave before the connections are closed.
+constexpr std::chrono::milliseconds kTimeToLeave{200};
+
 // A shorter message than its receive leaves zeros behind it; so does a text.
 at::Tensor empty_note() { return at::zeros({kNoteBytes}, at::kByte); }
+
+// How many bytes of a UTF-8 text fit in a note.
+size_t cut_at_character(const std::string& text) {
+  size_t size = std::min(text.size(), static_cast<size_t>(kNoteBytes) - 1);
+  while (size > 0 && size < text.size() && (text[size] & 0xc0) == 0x80) --size;
+  return size;
+}
 
 }  // namespace
 
@@ -20,7 +32,7 @@ struct Canaries::Canary {
   int peer;
   c10d::Backend& backend;
   at::Tensor note;
-  c10::intrusive_ptr<c10d::Work> receive;
+  c10::intrusive_ptr<c10d::Work> receive;  // nullptr: nothing comes any more
   std::thread thread;
 };
 
@@ -33,6 +45,7 @@ Canaries::Canaries(std::vector<c10::intrusive_ptr<c10d::Backend>> backends, Tag 
   for (const int peer : peers) {
     for (const auto& backend : backends_) {
       canaries_.push_back(std::make_unique<Canary>(Canary{peer, *backend, {}, {}, {}}));
+      post(*canaries_.back());
     }
   }
 }
@@ -46,36 +59,41 @@ void Canaries::start() {
   }
 }
 
-void Canaries::watch(Canary& canary) {
-  while (receive(canary)) {
-    callbacks_.on_note(canary.peer, static_cast<const char*>(canary.note.const_data_ptr()));
-  }
-  if (was_last(canary.peer)) callbacks_.on_end(canary.peer);
-}
-
-bool Canaries::receive(Canary& canary) {
+void Canaries::post(Canary& canary) {
   canary.note = empty_note();
   std::vector<at::Tensor> tensors{canary.note};
+  const std::lock_guard lock(mutex_);
+  canary.receive = nullptr;
+  if (stopped_) return;
   try {
-    {
-      const std::lock_guard lock(mutex_);
-      if (stopped_) return false;
-      canary.receive = canary.backend.recv(tensors, canary.peer, static_cast<int>(tag_));
-    }
-    return canary.receive->wait(kForever);
+    canary.receive = canary.backend.recv(tensors, canary.peer, static_cast<int>(tag_));
   } catch (const std::exception&) {
-    return false;  // the connection is closed
+    // The connection is closed.
   }
 }
 
-bool Canaries::was_last(int peer) {
-  const std::lock_guard lock(mutex_);
-  return --num_left_[static_cast<size_t>(peer)] == 0 && !stopped_;
+void Canaries::watch(Canary& canary) {
+  try {
+    while (canary.receive != nullptr && canary.receive->wait(kForever)) {
+      const std::string note = static_cast<const char*>(canary.note.const_data_ptr());
+      post(canary);  // first: the next note does not wait for what becomes of this one
+      callbacks_.on_note(canary.peer, note);
+    }
+  } catch (const std::exception&) {
+    // The connection is closed.
+  }
+  bool is_last = false;
+  {
+    const std::lock_guard lock(mutex_);
+    if (stopped_) return;
+    is_last = --num_left_[static_cast<size_t>(canary.peer)] == 0;
+  }
+  callbacks_.on_close(canary.peer, is_last);
 }
 
 void Canaries::send(int peer, const std::string& note) {
   std::vector<at::Tensor> tensors{empty_note()};
-  note.copy(static_cast<char*>(tensors[0].data_ptr()), static_cast<size_t>(kNoteBytes) - 1);
+  note.copy(static_cast<char*>(tensors[0].data_ptr()), cut_at_character(note));
   try {
     auto work = backends_[0]->send(tensors, peer, static_cast<int>(tag_));
     const std::lock_guard lock(mutex_);
@@ -85,7 +103,27 @@ void Canaries::send(int peer, const std::string& note) {
   }
 }
 
+void Canaries::wait_for_sends() {
+  using std::chrono::milliseconds;
+  std::vector<c10::intrusive_ptr<c10d::Work>> sends;
+  {
+    const std::lock_guard lock(mutex_);
+    sends = sends_;
+  }
+  const auto end = std::chrono::steady_clock::now() + kTimeToLeave;
+  for (const auto& send : sends) {
+    const auto left = end - std::chrono::steady_clock::now();
+    try {
+      // A wait that takes too long closes the connections, which are given up now.
+      send->wait(std::max(std::chrono::duration_cast<milliseconds>(left), milliseconds(1)));
+    } catch (const std::exception&) {
+      return;
+    }
+  }
+}
+
 void Canaries::stop() {
+  wait_for_sends();
   {
     const std::lock_guard lock(mutex_);
     stopped_ = true;

@@ -1,13 +1,14 @@
 #pragma once
 // How a rank learns at once that another one has ended, and how ranks talk besides exchanges.
 //
-// Words. A *canary* is a receive from a peer with a tag that no exchange uses: one for each peer
-// and backend, each waited for by a thread. It receives *notes*: short texts. It fails when its
-// connection is closed, after all that came before on it has been read. When all canaries of a peer
-// have failed, the peer has *ended*: it sends nothing any more.
+// A *canary* is a receive from a peer with a tag that no exchange uses: one for each peer and
+// backend, each waited for by a thread. Those of the first backend receive *notes*: short texts.
 //
-// Without canaries, gloo leaves messages that are half received or half sent, when their connection
-// closes, until the timeout.
+// A canary fails when its connection is closed, after all that came before has been read. When all
+// canaries of a peer have failed, the peer has *ended*: it sends nothing any more. Without
+// canaries, gloo leaves messages that are half received or half sent, when their connection closes,
+// until the timeout. A note may be half received, too: so a peer has also ended a while after its
+// first canary failed.
 
 #include <ATen/ATen.h>
 
@@ -27,7 +28,7 @@ class Canaries {
  public:
   // Called on the canaries' threads.
   struct Callbacks {
-    std::function<void(int peer)> on_end;
+    std::function<void(int peer, bool is_last)> on_close;  // one of the peer's canaries has failed
     std::function<void(int peer, const std::string& note)> on_note;
   };
 
@@ -42,16 +43,16 @@ class Canaries {
   // Sends a note, which arrives after those sent before. Does not wait. A long note is cut.
   void send(int peer, const std::string& note);
 
-  // Ends the threads; there are no callbacks afterwards. Not from a callback.
+  // Ends the threads, when the notes have left, or after a moment. There are no callbacks
+  // afterwards. Not from a callback.
   void stop();
 
  private:
   struct Canary;
+  // Posts the receive of a canary's next note, unless its connection is closed, or all stop.
+  void post(Canary& canary);
   void watch(Canary& canary);
-  // Waits for the next note; false if the canary has failed, or all are to stop.
-  bool receive(Canary& canary);
-  // Whether this canary was the last one of its peer.
-  bool was_last(int peer);
+  void wait_for_sends();
 
   const std::vector<c10::intrusive_ptr<c10d::Backend>> backends_;
   const Tag tag_;

@@ -65,12 +65,17 @@ DeviceCodecs& Communicator::Lane::codecs_on(c10::Device device) {
 Communicator::Communicator(std::vector<c10::intrusive_ptr<c10d::Backend>> backends, int num_lanes,
                            std::chrono::milliseconds timeout)
     : connections_(std::move(backends), static_cast<Tag>(num_lanes) * kTagsPerLane, timeout) {
-  for (int index = 0; index < num_lanes; ++index) {
-    lanes_.push_back(std::make_unique<Lane>(connections_, index));
-    Lane& lane = *lanes_.back();
-    lane.thread = std::thread([this, &lane] { run_lane(lane); });
-    const std::string name = "fastcomm-lane" + std::to_string(index);
-    pthread_setname_np(lane.thread.native_handle(), name.c_str());
+  try {
+    for (int index = 0; index < num_lanes; ++index) {
+      lanes_.push_back(std::make_unique<Lane>(connections_, index));
+      Lane& lane = *lanes_.back();
+      lane.thread = std::thread([this, &lane] { run_lane(lane); });
+      const std::string name = "fastcomm-lane" + std::to_string(index);
+      pthread_setname_np(lane.thread.native_handle(), name.c_str());
+    }
+  } catch (...) {
+    close();
+    throw;
   }
 }
 
@@ -116,6 +121,7 @@ void Communicator::close() {
 }
 
 void Communicator::abort() {
+  if (is_inherited()) return;
   connections_.abort("the process ends");
   close();
 }

@@ -11,6 +11,7 @@
 
 #include <ATen/ATen.h>
 #include <c10/core/Event.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <condition_variable>
@@ -68,6 +69,9 @@ class Communicator {
   // ranks may never answer. The caller must not hold the GIL.
   void abort();
 
+  // Whether a fork copied it from another process, in which its threads are.
+  bool is_inherited() const { return ::getpid() != process_; }
+
   // Throws PeerError if `peer` has ended, or what became of an exchange that failed.
   void check(int peer) const { connections_.check(peer); }
 
@@ -82,6 +86,7 @@ class Communicator {
   // Throws with the place where it failed in `place`.
   void exchange(Lane& lane, const Job& job, std::string& place);
 
+  const pid_t process_ = ::getpid();
   Connections connections_;
   std::vector<std::unique_ptr<Lane>> lanes_;
   ExchangeRecord record_;

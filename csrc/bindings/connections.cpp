@@ -15,15 +15,11 @@ namespace {
 // Of more ranks only the neighbours in the ring are watched; news reach the others through them.
 constexpr int kMostWatched = 16;
 
-// How soon the canaries of a rank that has ended fail after the first of its connections did.
+// How soon all canaries of a rank that has ended fail after the first one did.
 constexpr std::chrono::seconds kTimeToEnd{1};
 
-// How long a rank that is asked whether it is alive has for an answer, and how often it is asked:
-// each time that it says that it waits for another rank itself.
-constexpr std::chrono::milliseconds kLongestTimeToAnswer{1000};
-constexpr int kMostQuestions = 4;
-
-// What a rank sent before it ended has been read: how long a thread that waits for it takes to run.
+// How long a thread takes to see that the message that it waits for was complete when its peer
+// ended.
 constexpr std::chrono::milliseconds kTimeToRead{100};
 
 // The message's memory as a tensor, without a copy.
@@ -52,20 +48,25 @@ Connections::Connections(std::vector<c10::intrusive_ptr<c10d::Backend>> backends
       rank_(backends_.empty() ? 0 : backends_[0]->getRank()),
       world_size_(backends_.empty() ? 1 : backends_[0]->getSize()),
       is_gloo_(!backends_.empty() && backends_[0]->getBackendName() == "gloo"),
-      timeout_(timeout),
-      has_ended_(static_cast<size_t>(world_size_)),
-      answers_(static_cast<size_t>(world_size_)) {
-  if (!is_gloo_) return;  // others keep the time themselves, and are not watched
-  watched_ = watched_peers(rank_, world_size_);
-  deadlines_ = std::thread([this] { watch_deadlines(); });
-  pthread_setname_np(deadlines_.native_handle(), "fastcomm-late");
-  canaries_ = std::make_unique<Canaries>(
-      backends_, num_tags, watched_,
-      Canaries::Callbacks{
-          [this](int peer) { end_of(peer); },
-          [this](int peer, const std::string& text) { take_note(peer, Note::received(text)); },
-      });
-  canaries_->start();
+      timeout_(std::clamp(timeout, kShortestTimeout, kForever)),
+      peers_(static_cast<size_t>(world_size_)) {
+  if (!is_gloo_) return;  // what others do when a rank is gone is up to them
+  const std::vector<int> watched = watched_peers(rank_, world_size_);
+  for (const int rank : watched) peer(rank).is_watched = true;
+  try {
+    canaries_ = std::make_unique<Canaries>(
+        backends_, num_tags, watched,
+        Canaries::Callbacks{
+            [this](int rank, bool is_last) { take_close(rank, is_last); },
+            [this](int rank, const std::string& text) { take_note(rank, Note::received(text)); },
+        });
+    deadlines_ = std::thread([this] { watch_deadlines(); });
+    pthread_setname_np(deadlines_.native_handle(), "fastcomm-late");
+    canaries_->start();
+  } catch (...) {
+    close();
+    throw;
+  }
 }
 
 Connections::Work Connections::send(int peer, Tag tag, std::span<const std::byte> bytes) {
@@ -121,7 +122,7 @@ bool Connections::wait_once(c10d::Work& work, std::string& reason) {
   {
     const std::lock_guard lock(mutex_);
     Message& message = under_way_.at(&work);
-    const bool has_ended = has_ended_[static_cast<size_t>(message.peer)];
+    const bool has_ended = peer(message.peer).has_ended;
     const bool is_late = !message.verdict.empty() && !has_ended;
     if (news_ || closed_ || message.has_failed || is_late) return false;
     message.deadline = Clock::now() + (has_ended ? kTimeToRead : timeout_ - time_to_answer());
@@ -146,19 +147,17 @@ void Connections::forget(const Work& work) {
 
 void Connections::explain(const Message& message, const std::string& reason) {
   std::unique_lock lock(mutex_);
+  throw_if_failed();
   const std::string what = std::string(message.what) + " rank " + std::to_string(message.peer);
-  const auto has_ended = [&] { return has_ended_[static_cast<size_t>(message.peer)]; };
-  if (!message.verdict.empty() && !has_ended()) {
-    FASTCOMM_THROW(PeerError, what << ": nothing for " << timeout_.count() / 1000.0
+  const Peer& other = peer(message.peer);
+  if (!message.verdict.empty() && !other.has_ended) {
+    FASTCOMM_THROW(PeerError, what << ": not complete after " << timeout_.count() / 1000.0
                                    << " s, the timeout of the process group; " << message.verdict);
   }
-  if (std::ranges::count(watched_, message.peer) > 0) {
-    changed_.wait_for(lock, kTimeToEnd, [&] { return news_ || closed_ || has_ended(); });
-  }
+  // The news of a failure, or the other canaries, may be a little later.
+  changed_.wait_for(lock, kTimeToEnd, [&] { return news_ || closed_ || other.has_ended; });
   throw_if_failed();
-  if (has_ended()) {
-    FASTCOMM_THROW(PeerError, what << ": " << describe_end(message.peer));
-  }
+  if (other.has_ended) FASTCOMM_THROW(PeerError, what << ": " << describe_end(message.peer));
   FASTCOMM_THROW(PeerError, what << " failed: " << reason);
 }
 
@@ -176,12 +175,10 @@ void Connections::check() const {
   throw_if_failed();
 }
 
-void Connections::check(int peer) const {
+void Connections::check(int rank) const {
   const std::lock_guard lock(mutex_);
   throw_if_failed();
-  if (has_ended_[static_cast<size_t>(peer)]) {
-    FASTCOMM_THROW(PeerError, describe_end(peer));
-  }
+  if (peer(rank).has_ended) FASTCOMM_THROW(PeerError, describe_end(rank));
 }
 
 void Connections::fail(const News& news) {
@@ -189,19 +186,20 @@ void Connections::fail(const News& news) {
 }
 
 void Connections::tell(const News& news, int source) {
-  for (const int peer : watched_) {
-    if (peer != source) canaries_->send(peer, Note(news).text());
+  for (int rank = 0; rank < world_size_; ++rank) {
+    if (peer(rank).is_watched && rank != source) canaries_->send(rank, Note(news).text());
   }
 }
 
-void Connections::take_note(int peer, const Note& note) {
+void Connections::take_note(int rank, const Note& note) {
   if (note.is_question()) {
-    canaries_->send(peer, Note(own_state()).text());
+    canaries_->send(rank, Note(own_state()).text());
   } else if (note.is_answer()) {
     const std::lock_guard lock(mutex_);
-    answers_[static_cast<size_t>(peer)] = note.answer();
+    peer(rank).answer = note.answer();
+    peer(rank).answered = Clock::now();
   } else if (end_all(note.news())) {
-    tell(note.news(), peer);
+    tell(note.news(), rank);
   }
 }
 
@@ -222,60 +220,21 @@ bool Connections::end_all(const News& news) {
   return true;
 }
 
-void Connections::end_of(int peer) {
+void Connections::take_close(int rank, bool is_last) {
   const std::lock_guard lock(mutex_);
-  has_ended_[static_cast<size_t>(peer)] = true;
-  for (auto& [work, message] : under_way_) {
-    if (message.peer == peer && message.deadline) message.deadline = Clock::now() + kTimeToRead;
-  }
+  if (is_last) return end(rank);
+  peer(rank).end =
+      std::min(peer(rank).end.value_or(Clock::time_point::max()), Clock::now() + kTimeToEnd);
   changed_.notify_all();
 }
 
-std::chrono::milliseconds Connections::time_to_answer() const {
-  return std::min(kLongestTimeToAnswer, timeout_ / 4);
-}
-
-void Connections::watch_deadlines() {
-  std::unique_lock lock(mutex_);
-  while (!closed_) {
-    // Whoever begins to wait later has a later deadline, or says so.
-    const Clock::time_point now = Clock::now();
-    Clock::time_point next = now + timeout_ - time_to_answer();
-    std::vector<int> to_ask;
-    for (auto& [work, message] : under_way_) {
-      if (!message.deadline) continue;
-      if (*message.deadline <= now) {
-        if (ask_or_abort(*work, message)) to_ask.push_back(message.peer);
-      }
-      if (message.deadline) next = std::min(next, *message.deadline);
-    }
-    for (const int peer : to_ask) canaries_->send(peer, Note::question().text());
-    changed_.wait_until(lock, next);
+void Connections::end(int rank) {
+  peer(rank).end.reset();
+  peer(rank).has_ended = true;
+  for (auto& [work, message] : under_way_) {
+    if (message.peer == rank && message.deadline) message.deadline = Clock::now() + kTimeToRead;
   }
-}
-
-bool Connections::ask_or_abort(c10d::Work& work, Message& message) {
-  auto& answer = answers_[static_cast<size_t>(message.peer)];
-  const bool can_ask = std::ranges::count(watched_, message.peer) > 0 &&
-                       !has_ended_[static_cast<size_t>(message.peer)];
-  const bool is_first = message.num_questions == 0;
-  const bool is_waiting = answer && answer->waits_for;
-  if (can_ask && (is_first || (is_waiting && message.num_questions < kMostQuestions))) {
-    ++message.num_questions;
-    answer.reset();
-    message.deadline = Clock::now() + time_to_answer();
-    return true;
-  }
-  if (is_waiting) {
-    message.verdict = "it waits for rank " + std::to_string(*answer->waits_for);
-  } else if (answer) {
-    message.verdict = "it is alive, but does something else";
-  } else {
-    message.verdict = "it does not answer: it is stopped, or cut off";
-  }
-  message.deadline.reset();
-  abort_quietly(work);
-  return false;
+  changed_.notify_all();
 }
 
 void Connections::close() {

@@ -1,21 +1,18 @@
 #pragma once
 // This rank's connections to the others, which its lanes share, and what has become of the others.
 //
-// No wait for a message lasts for ever; it ends when
+// No wait for a message lasts for ever. It ends when
 //
-//   the message is complete;
-//   its peer has ended (canaries.h): exactly the messages with this peer are aborted, and of them
-//   those
-//     that are not complete, so that a rank that ends after its last exchange disturbs nobody;
-//   the peer was silent for as long as the group's timeout. The time is kept here: gloo, when one
-//   of
-//     its own waits takes too long, closes the connections to all ranks. Shortly before, the peer
-//     is asked. If it answers that it waits for another rank itself, it gets some more time to find
-//     out, so that all blame the rank that does not answer, or does something else;
-//   an exchange failed, here or, say the news, elsewhere: the ranks are out of step, so that
-//   everything
-//     that is under way is aborted, and nothing is begun any more. The news are passed on and
-//     reach all ranks; all of them report the same first failure.
+// - the message is complete;
+// - its peer has ended (canaries.h). Only messages with this peer are aborted, and only those that
+//   are not complete: a rank that ends after its last exchange disturbs nobody;
+// - it has lasted for the group's timeout. The time is kept here: gloo, when one of its own waits
+//   takes too long, closes the connections to all ranks. Shortly before, the peer is asked. If it
+//   waits for another rank itself, it gets more time to find out: all are to blame the rank that
+//   does not answer, or does something else;
+// - an exchange failed, here or, as the news say, elsewhere: the ranks are out of step. Everything
+//   is aborted, and nothing is begun any more. The news are passed on and reach all ranks, which
+//   report them, but for ranks that fail themselves at the same moment.
 //
 // A message that is given up before it is complete stays until the connections are closed. Without
 // it, gloo would neither read nor write what comes after it on its connection: the news.
@@ -53,11 +50,11 @@ class Connections {
   int world_size() const { return world_size_; }
   bool is_gloo() const { return is_gloo_; }
 
-  // Start a message, whose memory must stay until close(). Throw what check(peer) throws.
+  // Start a message, whose memory must stay until close(). Throw what check(int) throws.
   Work send(int peer, Tag tag, std::span<const std::byte> bytes);
   Work receive(int peer, Tag tag, std::span<std::byte> bytes);
 
-  // Returns when a message is complete. Throws what check(peer) throws; PeerError if it takes
+  // Returns when a message is complete. Throws what check(int) throws; PeerError if it takes
   // longer than the timeout.
   void wait(const Work& work);
   // Every message that was started must be handed back, whether it was waited for or not.
@@ -69,8 +66,8 @@ class Connections {
   void abort(const std::string& reason) { end_all({false, reason}); }
   // Throws PeerError, or MismatchError if ranks disagree, if an exchange has failed.
   void check() const;
-  // As check(); throws PeerError if `peer` has ended, too.
-  void check(int peer) const;
+  // As check(); throws PeerError if `rank` has ended, too.
+  void check(int rank) const;
 
   // Ends what is under way and all threads, and lets go of the backends. The caller must not hold
   // the GIL, and the memory of all messages must still be there.
@@ -82,12 +79,23 @@ class Connections {
     const char* what;
     int peer;
     std::optional<Clock::time_point> deadline;  // while somebody waits for it
-    int num_questions = 0;                      // about its peer
+    int num_questions = 0;                      // to its peer, since the wait is long
+    Clock::time_point asked;                    // when the latest was
     std::string verdict;                        // why it was aborted after its deadline
     bool is_complete = false;
     bool has_failed = false;  // says the backend
   };
 
+  struct Peer {
+    bool is_watched = false;                    // has canaries
+    std::optional<Clock::time_point> end = {};  // some canary failed: when it has ended for sure
+    bool has_ended = false;
+    std::optional<Answer> answer = {};
+    Clock::time_point answered = {};
+  };
+
+  Peer& peer(int rank) { return peers_[static_cast<size_t>(rank)]; }
+  const Peer& peer(int rank) const { return peers_[static_cast<size_t>(rank)]; }
   template <class Post>
   Work start(const char* what, int peer, Post&& post);
   // Whether the message is complete; else it was aborted, or failed: `reason` says what the backend
@@ -95,17 +103,20 @@ class Connections {
   bool wait_once(c10d::Work& work, std::string& reason);
   // Throws what has become of a message that failed; `reason` is what the backend says.
   [[noreturn]] void explain(const Message& message, const std::string& reason);
-  void throw_if_failed() const;  // with the lock
-  void end_of(int peer);
+  // These are called with the lock.
+  void throw_if_failed() const;
+  void end(int rank);
+  // Handles a message whose deadline is over; returns whether its peer is to be asked.
+  bool ask_or_abort(c10d::Work& work, Message& message);
+  std::string verdict_on(const Message& message) const;
+  void take_close(int rank, bool is_last);
   // False if something had failed before.
   bool end_all(const News& news);
   void tell(const News& news, int source);  // all but the source
-  void take_note(int peer, const Note& note);
+  void take_note(int rank, const Note& note);
   Answer own_state();
   std::chrono::milliseconds time_to_answer() const;
   void watch_deadlines();
-  // Handles a message whose deadline is over; returns whether its peer is to be asked.
-  bool ask_or_abort(c10d::Work& work, Message& message);
 
   std::vector<c10::intrusive_ptr<c10d::Backend>> backends_;
   const int rank_;
@@ -116,9 +127,7 @@ class Connections {
   std::condition_variable changed_;
   std::map<c10d::Work*, Message> under_way_;
   std::vector<Work> given_up_;
-  std::vector<int> watched_;                    // peers that have canaries
-  std::vector<bool> has_ended_;                 // by rank; only of those
-  std::vector<std::optional<Answer>> answers_;  // by rank: to the latest question
+  std::vector<Peer> peers_;  // by rank
   std::optional<News> news_;
   bool closed_ = false;
   std::thread deadlines_;

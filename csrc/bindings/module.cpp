@@ -68,6 +68,9 @@ std::shared_ptr<PythonFuture> all_reduce_on_stream(StreamCommunicator& communica
 template <class T>
 struct DeleteWithoutGil {
   void operator()(T* object) const {
+    if constexpr (requires { object->is_inherited(); }) {
+      if (object->is_inherited()) return;  // it would wait for threads that are not here
+    }
     const py::gil_scoped_release no_gil;
     delete object;
   }
@@ -204,6 +207,7 @@ PYBIND11_MODULE(_C, module) {
   communicator
       .def(py::init([](const std::vector<BackendPointer>& backends, int num_lanes,
                        std::chrono::milliseconds timeout) {
+             const py::gil_scoped_release no_gil;
              return std::unique_ptr<Communicator, DeleteWithoutGil<Communicator>>(
                  new Communicator(backends, num_lanes, timeout));
            }),

@@ -30,7 +30,11 @@ class Note {
     if (answer.waits_for) text_ += std::to_string(*answer.waits_for);
   }
   static Note question() { return Note(std::string(1, kQuestion)); }
-  static Note received(std::string text) { return Note(std::move(text)); }
+  // Of an empty text: the news of a failure that nothing is known about.
+  static Note received(std::string text) {
+    if (text.empty()) text = kFailure;
+    return Note(std::move(text));
+  }
 
   const std::string& text() const { return text_; }
   bool is_question() const { return text_[0] == kQuestion; }

@@ -42,7 +42,7 @@ class Openings {
   // Synchronizes the bucket of `exchange`, which is over this object's transport.
   // Throws MismatchError if another rank is about to do something else; what the residual of a
   // small bucket holds is undefined then. A rank that differs from a neighbour always learns it;
-  // others may wait, until their timeout, for ranks that do not go on.
+  // the others wait for ranks that do not go on, until they are told.
   void run(Exchange& exchange, const Schedule& schedule);
 
  private:
