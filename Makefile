@@ -52,7 +52,7 @@ test-python: $(VENV)/.with-test  ## the Python tests
 # Where nvcc is: on the PATH, or where its installer puts it.
 NVCC := $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
 
-stress: $(VENV)/.with-demo,test sanitize  ## a hundred kills, long runs, PyTorch's own tests of DDP, sanitizers: 15 minutes
+stress: $(VENV)/.with-demo,test sanitize  ## a hundred kills, long runs, PyTorch's own tests of DDP, sanitizers: 15 minutes on 2 cores
 	$(BIN)/python -m pytest -m stress -s
 	$(BIN)/python tests/torch_suite.py
 
@@ -80,7 +80,7 @@ sanitize-memory sanitize-threads: $(VENV)/.with-test
 	$(BIN)/cmake -S . -B build/$@ -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
 	  -DFASTCOMM_PYTHON=OFF -DFASTCOMM_TESTS=ON -DFASTCOMM_SANITIZE=$(SANITIZERS)
 	$(BIN)/cmake --build build/$@ --target fastcomm_tests
-	$(BIN)/ctest --test-dir build/$@ --label-regex $(TESTS) --output-on-failure
+	$(BIN)/ctest --test-dir build/$@ --label-regex $(TESTS) --output-on-failure --parallel 2
 
 fuzz: $(VENV)/.with-test  ## damaged payloads against the decoders, with clang; FUZZ_SECONDS= FUZZ_CXX=
 	$(BIN)/cmake -S . -B build/fuzz -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \

@@ -110,6 +110,7 @@ class HookState:
                 "algorithm": self.algorithm,
                 "min_compress_elements": str(self.min_compress_elements),
                 "warmup_steps": str(self.warmup_steps),
+                "error_feedback": str(self.error_feedback),
             }
         )
         self._is_agreed = True

@@ -68,6 +68,7 @@ def differ_in_register(option: str, values: list[Any]) -> str:
         ("algorithm", ["ring", "scatter_gather"]),
         ("min_compress_elements", [1024, 2048]),
         ("warmup_steps", [None, 10]),
+        ("error_feedback", [True, False]),
     ],
 )
 def test_register_with_different_settings_raises_the_same_table_on_all_ranks(
@@ -77,7 +78,34 @@ def test_register_with_different_settings_raises_the_same_table_on_all_ranks(
     assert first == second
     assert f"the ranks disagree on {option};" in first
     for rank, value in enumerate(values):
-        assert f"rank {rank}: {option}={value or 0}" in first
+        shown = 0 if value is None else value
+        assert f"rank {rank}: {option}={shown}" in first
+
+
+def differ_in_version() -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        if dist.get_rank() == 1:
+            patch.setattr(fastcomm, "__version__", "0.0.9")
+        return caught(fastcomm.MismatchError, lambda: fastcomm.all_reduce(torch.ones(3)))
+
+
+def test_ranks_of_different_versions_of_fastcomm_are_told_so() -> None:
+    first, second = ranks.run(2, differ_in_version)
+    assert first == second
+    assert f"rank 0: fastcomm={fastcomm.__version__}" in first
+    assert "rank 1: fastcomm=0.0.9" in first
+
+
+def differ_in_dtype() -> str:
+    dtype = torch.bfloat16 if dist.get_rank() == 1 else torch.float32
+    return caught(fastcomm.MismatchError, lambda: fastcomm.all_reduce(torch.ones(3, dtype=dtype)))
+
+
+def test_ranks_with_tensors_of_different_dtypes_are_told_so() -> None:
+    first, second = ranks.run(2, differ_in_dtype)
+    assert first == second
+    assert "rank 0: tensor=3 elements of torch.float32" in first
+    assert "rank 1: tensor=3 elements of torch.bfloat16" in first
 
 
 def differ_in_hook() -> list[str]:

@@ -32,7 +32,7 @@ def train(rank: int, store: str, digests: Any) -> None:
 def test_ranks_of_any_start_method_train(method: str) -> None:
     # What a fork inherits: codecs and their threads have been used.
     fastcomm.codec("int8").encode(torch.randn(1_000_000))
-    context = multiprocessing.get_context(method)
+    context: Any = multiprocessing.get_context(method)
     digests = context.Queue()
     with tempfile.TemporaryDirectory() as folder:
         processes = [
