@@ -44,7 +44,7 @@ test-cpp: $(VENV)/.with-test  ## the C++ tests (built without torch)
 	$(BIN)/cmake -S . -B build/cpp -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
 	  -DFASTCOMM_PYTHON=OFF -DFASTCOMM_TESTS=ON
 	$(BIN)/cmake --build build/cpp
-	$(BIN)/ctest --test-dir build/cpp --output-on-failure
+	$(BIN)/ctest --test-dir build/cpp --output-on-failure --parallel 2
 
 test-python: $(VENV)/.with-test  ## the Python tests
 	$(BIN)/python -m pytest

@@ -141,6 +141,8 @@ def _run_rank(
     args: tuple[Any, ...],
 ) -> None:
     torch.set_num_threads(1)
+    # Who starts the tests in the background makes them ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if side is not None:
         side.enter()
     rank, world_size, store, timeout = group

@@ -1,12 +1,8 @@
-"""A rank is killed, stopped, or leaves: the others raise an error that names it, and end."""
+"""A rank is killed, leaves, or fails: the others raise an error that names it, and end."""
 
 import multiprocessing
 import os
-import re
 import signal
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,59 +11,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 import fastcomm
 from fastcomm.group import _abort_all
-from faulty_ranks import FaultyRanks, Outcome, Report, Side, faulty_ranks
+from faulty_ranks import Outcome, Report, faulty_ranks
+from faulty_work import (
+    LONG,
+    check_clean_end,
+    check_exchange_error,
+    check_peer_error,
+    reduce_for_ever,
+    train_for_ever,
+)
 from training import backward, mlp
-
-sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
-from shaped_link import ShapedLink, can_shape
-
-# Timeouts of the process group. Errors that come although it is long are not of the timeout.
-LONG = 1000.0
-SHORT = 5.0
-
-# A rank that reports more is blocked when nobody reads it.
-NUM_REPORTS = 10
-
-
-def report_step(report: Report, step: int) -> None:
-    if step < NUM_REPORTS:
-        report(f"step {step}")
-
-
-def reduce_for_ever(report: Report, num_elements: int, algorithm: str, codec: str) -> None:
-    tensor = torch.ones(num_elements)
-    step = 0
-    while True:
-        report_step(report, step)
-        fastcomm.all_reduce(tensor.fill_(1), algorithm=algorithm, codec=codec)
-        step += 1
-
-
-def train_for_ever(report: Report) -> None:
-    model = DistributedDataParallel(mlp(width=6001), bucket_cap_mb=1)
-    fastcomm.register(model, "int8")
-    step = 0
-    while True:
-        report_step(report, step)
-        backward(model, step)
-        step += 1
-
-
-def check_exchange_error(outcome: Outcome, *words: str) -> None:
-    assert re.search(r"^rank \d+, step \d+, bucket \d+, (hop \d+|opening): ", outcome.message)
-    check_peer_error(outcome, *words)
-
-
-def check_peer_error(outcome: Outcome, *words: str) -> None:
-    assert outcome.error == "PeerError", outcome
-    assert all(word in outcome.message for word in words), outcome
-    check_clean_end(outcome)
-
-
-def check_clean_end(outcome: Outcome) -> None:
-    assert outcome.exit_code == 0, outcome
-    assert outcome.left == ()
-
 
 # --- a rank that ends --------------------------------------------------------------------------
 
@@ -218,74 +171,6 @@ def test_interrupted_ranks_end_cleanly(who: str) -> None:
             errors.add(outcome.error)
         assert "KeyboardInterrupt" in errors
         assert errors <= {"KeyboardInterrupt", "PeerError"}
-
-
-# --- a rank that is silent ---------------------------------------------------------------------
-
-
-def check_that_silence_is_an_error(ranks: FaultyRanks, silent: int) -> None:
-    outcomes = {rank: ranks.outcome(rank) for rank in range(ranks.num_ranks) if rank != silent}
-    for outcome in outcomes.values():
-        check_exchange_error(outcome, f"rank {silent}: not complete after {SHORT:g} s", "answer")
-
-
-def reduce_two_at_a_time_for_ever(report: Report) -> None:
-    tensors = [torch.ones(100_000), torch.ones(100_000)]
-    step = 0
-    while True:
-        report_step(report, step)
-        works = [fastcomm.all_reduce(t, async_op=True, algorithm="ring") for t in tensors]
-        for work in works:
-            assert work is not None
-            work.wait()
-        step += 1
-
-
-def test_stopped_rank_is_named_by_all_others_that_wait_for_several_exchanges() -> None:
-    with faulty_ranks(4, SHORT) as ranks:
-        ranks.start(reduce_two_at_a_time_for_ever)
-        ranks.wait_for(2, "step 3")
-        ranks.send_signal(2, signal.SIGSTOP)
-        check_that_silence_is_an_error(ranks, 2)
-
-
-@pytest.mark.parametrize("algorithm", ["ring", "gather", "scatter_gather"])
-def test_stopped_rank_is_named_by_all_others_after_the_timeout(algorithm: str) -> None:
-    with faulty_ranks(4, SHORT) as ranks:
-        ranks.start(reduce_for_ever, 1_000_000, algorithm, "int8")
-        ranks.wait_for(2, "step 3")
-        ranks.send_signal(2, signal.SIGSTOP)
-        check_that_silence_is_an_error(ranks, 2)
-        ranks.send_signal(2, signal.SIGCONT)
-        check_peer_error(ranks.outcome(2))
-
-
-def test_rank_that_is_cut_off_is_named_by_all_others_after_the_timeout() -> None:
-    if not can_shape().possible:
-        pytest.skip(can_shape().reason)
-    with ShapedLink(3, None) as link:
-        sides = [Side(link.namespace(rank), link.environment(rank)) for rank in range(3)]
-        with faulty_ranks(3, SHORT, sides) as ranks:
-            ranks.start(reduce_for_ever, 1_000_000, "ring", "int8")
-            ranks.wait_for(1, "step 3")
-            link.cut(1)
-            check_that_silence_is_an_error(ranks, 1)
-            check_exchange_error(ranks.outcome(1), f"not complete after {SHORT:g} s")
-
-
-def compute_longer_than_the_others_wait(report: Report) -> None:
-    tensor = torch.ones(100)
-    fastcomm.all_reduce(tensor)
-    if dist.get_rank() == 1:
-        time.sleep(2 * SHORT)
-    fastcomm.all_reduce(tensor)
-
-
-def test_rank_that_does_something_else_is_named_and_learns_of_it() -> None:
-    with faulty_ranks(2, SHORT) as ranks:
-        ranks.start(compute_longer_than_the_others_wait)
-        check_exchange_error(ranks.outcome(0), "from rank 1: not complete", "something else")
-        check_peer_error(ranks.outcome(1), "from rank 1: not complete", "something else")
 
 
 # --- ranks that are out of step ----------------------------------------------------------------

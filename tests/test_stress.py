@@ -21,8 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 import fastcomm
 import ranks
 from faulty_ranks import faulty_ranks
+from faulty_work import check_exchange_error, reduce_for_ever, train_for_ever
 from ledger import digest
-from test_faults import check_exchange_error, reduce_for_ever, train_for_ever
 from training import backward, mlp
 
 pytestmark = [pytest.mark.stress, pytest.mark.timeout(900)]
