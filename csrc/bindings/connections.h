@@ -103,12 +103,15 @@ class Connections {
   bool wait_once(c10d::Work& work, std::string& reason);
   // Throws what has become of a message that failed; `reason` is what the backend says.
   [[noreturn]] void explain(const Message& message, const std::string& reason);
-  // These are called with the lock.
+
+  // With the lock.
   void throw_if_failed() const;
   void end(int rank);
   // Handles a message whose deadline is over; returns whether its peer is to be asked.
   bool ask_or_abort(c10d::Work& work, Message& message);
   std::string verdict_on(const Message& message) const;
+
+  // Without it.
   void take_close(int rank, bool is_last);
   // False if something had failed before.
   bool end_all(const News& news);
