@@ -16,7 +16,6 @@ import json
 import os
 import random
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from launch import free_port
 
 Row = dict[str, Any]
 
@@ -138,7 +139,7 @@ def _run(
         every = training.checkpoint_every
         options = [*training.options, "--steps", str(training.steps * 2 // sum(ranks_of_nodes))]
         options += ["--checkpoint", str(folder), "--checkpoint-every", str(every)]
-        port = _free_port()
+        port = free_port()
         nodes: list[Node] = []
         # The first node, which hosts the rendezvous, is started last, when others wait for it.
         for index, num_ranks in reversed(list(enumerate(ranks_of_nodes))):
@@ -193,13 +194,6 @@ def _is_rank(pid: int) -> bool:
         return b"\0RANK=" in b"\0" + Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:  # it has ended
         return False
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def main() -> None:

@@ -34,6 +34,14 @@ class RanksFailedError(RuntimeError):
     """A rank ended with an error, was killed by a signal, or took too long; says which and how."""
 
 
+def free_port() -> int:
+    """Return a TCP port of the loopback interface that nobody uses."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 class Loopback:
     """The ranks talk over the loopback interface: as fast as memory."""
 
@@ -47,12 +55,9 @@ class Loopback:
 
     def environment(self, rank: int) -> dict[str, str]:
         """Return the environment variables by which the ranks meet."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
         return {
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
+            "MASTER_PORT": str(free_port()),
             "GLOO_SOCKET_IFNAME": "lo",
         }
 

@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from mnist_report import Row
 
 # The link belongs to the benchmarks, which are scripts and no package.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
+from launch import free_port
 from shaped_link import ShapedLink, ShapeSupport, can_shape, parse_rate
 
 SHORT_METHODS = "none,fp16-hook,int8,int4,topk:0.01"
@@ -64,7 +64,7 @@ def rank_processes(
 ) -> Iterator[list[RankProcess]]:
     """Start the training script once per rank; whatever still runs at the end is killed."""
     ranks: list[RankProcess] = []
-    local = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    local = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     local["GLOO_SOCKET_IFNAME"] = "lo"
     with ExitStack() as stack:
         for rank in range(world_size):
@@ -112,13 +112,6 @@ def _wait_for_all(ranks: list[RankProcess]) -> None:
                     f"rank {rank}: {lines[-1] if lines else f'exit code {code}'}"
                 )
             del running[rank]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def describe_link(link: ShapedLink | None, obstacle: str) -> str:

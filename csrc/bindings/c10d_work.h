@@ -10,9 +10,6 @@ namespace fastcomm {
 // For waits that only an abort ends: when one of gloo's times out, it closes all connections.
 inline constexpr std::chrono::milliseconds kForever = std::chrono::hours(24 * 365);
 
-// A shorter timeout of a group is taken for this one.
-inline constexpr std::chrono::milliseconds kShortestTimeout{100};
-
 // Makes a wait for `work`, one under way or else the next one, return false.
 inline void abort_quietly(c10d::Work& work) {
   try {

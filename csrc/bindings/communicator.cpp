@@ -4,10 +4,10 @@
 #include <pthread.h>
 
 #include <algorithm>
-#include <cfenv>
 #include <map>
 #include <utility>
 
+#include "bindings/default_floating_point.h"
 #include "bindings/device_codecs.h"
 #include "collectives/opening.h"
 
@@ -16,21 +16,6 @@ namespace {
 
 // Tags of one lane: those of a schedule's messages, and the openings' above them.
 constexpr Tag kTagsPerLane = kOpeningTag + 1;
-
-// torch.set_flush_denormal() changes the mode of the thread that calls it and of those that it
-// creates, and would lose small residuals.
-class DefaultFloatingPoint {
- public:
-  DefaultFloatingPoint() {
-    std::fegetenv(&given_);
-    std::fesetenv(FE_DFL_ENV);
-  }
-  ~DefaultFloatingPoint() { std::fesetenv(&given_); }
-  DefaultFloatingPoint(const DefaultFloatingPoint&) = delete;
-
- private:
-  std::fenv_t given_;
-};
 
 }  // namespace
 
@@ -145,7 +130,6 @@ void Communicator::run_job(Lane& lane, Job& job) {
   c10::OptionalStreamGuard guard;
   std::exception_ptr error;
   std::string place = describe_place(rank(), job.id);
-  News failure;
   try {
     connections_.check();
     if (job.ready) {
@@ -158,15 +142,11 @@ void Communicator::run_job(Lane& lane, Job& job) {
       if (job.residual) job.residual->record_stream(stream);
     }
     exchange(lane, job, place);
-  } catch (Error& caught) {
-    caught.add_place(place);
-    error = std::current_exception();
-    failure = {dynamic_cast<MismatchError*>(&caught) != nullptr, caught.what()};
   } catch (const std::exception& caught) {
-    failure = {false, place + ": " + caught.what()};
-    error = std::make_exception_ptr(Error(failure.text));
+    const bool is_mismatch = dynamic_cast<const MismatchError*>(&caught) != nullptr;
+    connections_.fail({is_mismatch, place + ": " + caught.what()});
+    error = current_error_at(place);
   }
-  if (error) connections_.fail(failure);
   {
     const std::lock_guard lock(mutex_);
     lane.is_busy = false;

@@ -12,6 +12,9 @@
 namespace fastcomm {
 namespace {
 
+// A shorter timeout of a group is taken for this one.
+constexpr std::chrono::milliseconds kShortestTimeout{100};
+
 // Of more ranks only the neighbours in the ring are watched; news reach the others through them.
 constexpr int kMostWatched = 16;
 

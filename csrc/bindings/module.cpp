@@ -59,7 +59,7 @@ std::shared_ptr<PythonFuture> all_reduce_on_stream(StreamCommunicator& communica
     guard.reset_stream(
         communicator.all_reduce(bucket, residual, *plan, factor, {step, bucket_index}));
   } catch (const std::exception&) {
-    error = std::current_exception();
+    error = current_error_at(describe_place(communicator.rank(), {step, bucket_index}));
   }
   result.complete(error);
   return std::make_shared<PythonFuture>(result.future);

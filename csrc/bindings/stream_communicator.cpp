@@ -117,12 +117,7 @@ void StreamCommunicator::exchange(Lane& lane, int lane_index, const at::Tensor& 
   // Before anything uses them: also if this fails half-way, their memory must stay until then.
   bucket.record_stream(stream);
   if (residual) residual->record_stream(stream);
-  try {
-    plan.schedule->run(exchange);
-  } catch (Error& error) {
-    error.add_place(exchange.place());
-    throw;
-  }
+  plan.schedule->run(exchange);
   record_.add(measurements, trace, lane_index, id);
 }
 

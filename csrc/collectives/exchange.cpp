@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "core/check.h"
 #include "core/pages.h"
 
 namespace fastcomm {
@@ -59,6 +60,17 @@ void PayloadBuffers::take_memory_from(AllocatePayloads allocate) {
 std::string describe_place(int rank, ExchangeId id) {
   return "rank " + std::to_string(rank) + ", step " + std::to_string(id.step) + ", bucket " +
          std::to_string(id.bucket);
+}
+
+std::exception_ptr current_error_at(const std::string& place) {
+  try {
+    throw;
+  } catch (Error& error) {
+    error.add_place(place);
+    return std::current_exception();
+  } catch (const std::exception& error) {
+    return std::make_exception_ptr(Error(place + ": " + error.what()));
+  }
 }
 
 MessageLabel Exchange::label(int segment, int64_t slice) const {

@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <span>
@@ -66,6 +67,9 @@ struct ExchangeId {
 
 // "rank 1, step 41, bucket 0"
 std::string describe_place(int rank, ExchangeId id);
+
+// The exception that is being handled, as an Error that says first where it happened.
+std::exception_ptr current_error_at(const std::string& place);
 
 class Exchange {
  public:

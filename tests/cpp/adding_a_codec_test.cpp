@@ -9,7 +9,7 @@
 #include "collectives/schedules.h"
 #include "dense_sections.h"
 #include "doctest.h"
-#include "ranks.h"
+#include "collectives/in_process_ranks.h"
 
 namespace fastcomm {
 namespace {

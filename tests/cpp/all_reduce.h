@@ -9,7 +9,7 @@
 
 #include "collectives/schedules.h"
 #include "doctest.h"
-#include "ranks.h"
+#include "collectives/in_process_ranks.h"
 #include "tested_codecs.h"
 #include "values.h"
 

@@ -25,9 +25,7 @@ std::vector<std::string> errors_of(int world_size, OfRank&& of_rank) {
     const auto gradients = testing::random_gradients(group->options(), Values::kNormal, 1);
     group->run_rank(rank, gradients[static_cast<size_t>(rank)], *transport, id);
   });
-  std::vector<std::string> described;
-  for (const auto& error : errors) described.push_back(describe(error));
-  return described;
+  return describe(errors);
 }
 
 TEST_CASE("a rank that is a step or a bucket ahead") {

@@ -6,12 +6,14 @@
 
 #include "all_reduce.h"
 #include "doctest.h"
+#include "forwarding_transport.h"
 #include "rank_errors.h"
 
 namespace fastcomm {
 namespace {
 
 using testing::describe;
+using testing::ForwardingTransport;
 using testing::Group;
 using testing::GroupOptions;
 using testing::is_payload_error;
@@ -22,26 +24,19 @@ using Message = std::vector<std::byte>;
 using Damage = std::function<void(Message& message, const std::list<Message>& earlier)>;
 
 // Passes messages on, and damages the one that is number `damaged`.
-class DamagingTransport final : public Transport {
+class DamagingTransport final : public ForwardingTransport {
  public:
   DamagingTransport(Transport& transport, int damaged, const Damage& damage)
-      : transport_(transport), damaged_(damaged), damage_(damage) {}
-  int rank() const override { return transport_.rank(); }
-  int world_size() const override { return transport_.world_size(); }
-  bool takes_shorter_messages() const override { return transport_.takes_shorter_messages(); }
+      : ForwardingTransport(transport), damaged_(damaged), damage_(damage) {}
   std::unique_ptr<PendingMessage> send(int peer, Tag tag,
                                        std::span<const std::byte> bytes) override {
     const bool is_damaged = static_cast<int>(messages_.size()) == damaged_;
     Message message(bytes.begin(), bytes.end());
     if (is_damaged) damage_(message, messages_);
-    return transport_.send(peer, tag, messages_.emplace_back(std::move(message)));
-  }
-  std::unique_ptr<PendingMessage> receive(int peer, Tag tag, std::span<std::byte> bytes) override {
-    return transport_.receive(peer, tag, bytes);
+    return ForwardingTransport::send(peer, tag, messages_.emplace_back(std::move(message)));
   }
 
  private:
-  Transport& transport_;
   const int damaged_;
   const Damage& damage_;
   std::list<Message> messages_;
@@ -74,9 +69,7 @@ std::vector<std::string> errors_of_damage(const GroupOptions& options, int damag
     DamagingTransport damaging(*transport, rank == 0 ? damaged : -1, damage);
     group.run_rank(rank, gradients[static_cast<size_t>(rank)], damaging, {});
   });
-  std::vector<std::string> described;
-  for (const auto& error : errors) described.push_back(describe(error));
-  return described;
+  return describe(errors);
 }
 
 // Calls visit(options, number) for every message that rank 0 sends with any schedule: every
@@ -140,12 +133,9 @@ TEST_CASE("a message that is repeated in place of the next one is noticed by a r
 }
 
 // Holds its first message back until the second one has been sent in its place.
-class ReorderingTransport final : public Transport {
+class ReorderingTransport final : public ForwardingTransport {
  public:
-  explicit ReorderingTransport(Transport& transport) : transport_(transport) {}
-  int rank() const override { return transport_.rank(); }
-  int world_size() const override { return transport_.world_size(); }
-  bool takes_shorter_messages() const override { return transport_.takes_shorter_messages(); }
+  using ForwardingTransport::ForwardingTransport;
   std::unique_ptr<PendingMessage> send(int peer, Tag tag,
                                        std::span<const std::byte> bytes) override {
     ++num_sent_;
@@ -154,12 +144,9 @@ class ReorderingTransport final : public Transport {
       first_.assign(bytes.begin(), bytes.end());
       return std::make_unique<Sent>();
     }
-    if (num_sent_ > 2) return transport_.send(peer, tag, bytes);
-    second_in_place_of_first_ = transport_.send(peer, first_tag_, bytes);
-    return transport_.send(peer, tag, first_);
-  }
-  std::unique_ptr<PendingMessage> receive(int peer, Tag tag, std::span<std::byte> bytes) override {
-    return transport_.receive(peer, tag, bytes);
+    if (num_sent_ > 2) return ForwardingTransport::send(peer, tag, bytes);
+    second_in_place_of_first_ = ForwardingTransport::send(peer, first_tag_, bytes);
+    return ForwardingTransport::send(peer, tag, first_);
   }
 
  private:
@@ -167,7 +154,6 @@ class ReorderingTransport final : public Transport {
     void wait() override {}
   };
 
-  Transport& transport_;
   int num_sent_ = 0;
   Tag first_tag_ = 0;
   Message first_;
@@ -188,9 +174,7 @@ TEST_CASE("two messages that arrive in another order are noticed by a rank that 
         Transport& used = rank == 0 ? reordering : *transport;
         group.run_rank(rank, gradients[static_cast<size_t>(rank)], used, {});
       });
-      std::vector<std::string> described;
-      for (const auto& error : errors) described.push_back(describe(error));
-      check_noticed_by_a_receiver(described, "messages were repeated or reordered");
+      check_noticed_by_a_receiver(describe(errors), "messages were repeated or reordered");
     }
   }
 }

@@ -6,7 +6,7 @@
 
 #include "core/check.h"
 #include "doctest.h"
-#include "ranks.h"
+#include "collectives/in_process_ranks.h"
 
 namespace fastcomm {
 namespace {

@@ -10,7 +10,7 @@
 
 #include "all_reduce.h"
 #include "codecs/bucket_codec.h"
-#include "ranks.h"
+#include "collectives/in_process_ranks.h"
 
 namespace fastcomm::testing {
 namespace {

@@ -5,6 +5,7 @@
 
 #include "all_reduce.h"
 #include "doctest.h"
+#include "forwarding_transport.h"
 
 namespace fastcomm {
 namespace {
@@ -12,25 +13,21 @@ namespace {
 using testing::Values;
 
 // Notes what one rank does, in order.
-class ObservedTransport final : public Transport {
+class ObservedTransport final : public testing::ForwardingTransport {
  public:
   ObservedTransport(Transport& transport, std::vector<std::string>& events)
-      : transport_(transport), events_(events) {}
-  int rank() const override { return transport_.rank(); }
-  int world_size() const override { return transport_.world_size(); }
-  bool takes_shorter_messages() const override { return transport_.takes_shorter_messages(); }
+      : ForwardingTransport(transport), events_(events) {}
   std::unique_ptr<PendingMessage> send(int peer, Tag tag,
                                        std::span<const std::byte> bytes) override {
     events_.push_back("send " + std::to_string(tag));
-    return transport_.send(peer, tag, bytes);
+    return ForwardingTransport::send(peer, tag, bytes);
   }
   std::unique_ptr<PendingMessage> receive(int peer, Tag tag, std::span<std::byte> bytes) override {
     events_.push_back("receive " + std::to_string(tag));
-    return transport_.receive(peer, tag, bytes);
+    return ForwardingTransport::receive(peer, tag, bytes);
   }
 
  private:
-  Transport& transport_;
   std::vector<std::string>& events_;
 };
 

@@ -3,6 +3,7 @@
 
 #include <exception>
 #include <string>
+#include <vector>
 
 #include "core/check.h"
 
@@ -18,6 +19,12 @@ inline std::string describe(const std::exception_ptr& error) {
   } catch (const std::exception& caught) {
     return std::string("Error: ") + caught.what();
   }
+}
+
+inline std::vector<std::string> describe(const std::vector<std::exception_ptr>& errors) {
+  std::vector<std::string> described;
+  for (const auto& error : errors) described.push_back(describe(error));
+  return described;
 }
 
 inline bool is_payload_error(const std::string& error, const std::string& why) {

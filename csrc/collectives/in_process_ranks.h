@@ -8,7 +8,7 @@
 
 #include "collectives/in_process_transport.h"
 
-namespace fastcomm::testing {
+namespace fastcomm {
 
 // Runs run_rank(rank) on one thread per rank and returns each rank's error, if any. The first error
 // aborts the network, so that no other rank waits for the failed one.
@@ -46,4 +46,4 @@ void run_ranks(InProcessNetwork& network, RunRank&& run_rank) {
   if (first_error != nullptr) std::rethrow_exception(first_error);
 }
 
-}  // namespace fastcomm::testing
+}  // namespace fastcomm
