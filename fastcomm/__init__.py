@@ -29,6 +29,7 @@ from fastcomm.errors import (  # noqa: E402
 from fastcomm.hook import HookState, compress_hook  # noqa: E402
 from fastcomm.reduce import Work, all_reduce  # noqa: E402
 from fastcomm.registration import register  # noqa: E402
+from fastcomm.simulation import Simulation  # noqa: E402
 from fastcomm.stats import Stats  # noqa: E402
 
 __version__ = "0.1.0"
@@ -50,6 +51,7 @@ __all__ = [
     "PayloadError",
     "PeerError",
     "Sign",
+    "Simulation",
     "Stats",
     "TopK",
     "Work",

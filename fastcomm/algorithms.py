@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from fastcomm import _C
-from fastcomm.codecs import Codec
+from fastcomm.codecs import TopK
 from fastcomm.errors import ArgumentError
+from fastcomm.runs import Runs, payload_bytes
 
 # The largest payload of a bucket for which latency counts more than what scatter_gather loses to
 # the ring in overlap. Measured with 4 and 8 ranks at 1 Gbit/s.
@@ -20,9 +21,8 @@ def check_algorithm(algorithm: str) -> None:
 
 def choose_algorithm(
     algorithm: str,
-    codec: Codec,
+    runs: Runs,
     world_size: int,
-    runs: list[tuple[int, bool]],
     has_openings: bool = True,
 ) -> str:
     """Resolve ``auto``: what takes the least time, by the size of a rank's payload.
@@ -37,22 +37,19 @@ def choose_algorithm(
 
     Args:
         algorithm: ``auto``, or what to return.
-        codec: the codec of the bucket.
+        runs: (num_elements, codec) for each part of the bucket.
         world_size: number of ranks.
-        runs: (num_elements, compressed) for each part of the bucket.
         has_openings: whether exchanges begin with a message that can carry a small payload: not
             over NCCL.
     """
     if algorithm != "auto":
         return algorithm
-    num_elements = sum(num for num, _ in runs)
-    payload_bytes = _C.payload_bytes(codec.spec, num_elements, runs=runs)
-    if has_openings and payload_bytes <= _C.largest_opening_payload(world_size):
+    num_bytes = payload_bytes(runs)
+    if has_openings and num_bytes <= _C.largest_opening_payload(world_size):
         return "gather"
-    density = getattr(codec, "density", 1.0)
-    is_sparse = density <= _C.TOPK_LARGEST_SPARSE_DENSITY
-    if is_sparse and (world_size <= 2 or density < 0.005):
+    densities = [codec.density for _, codec in runs if isinstance(codec, TopK) and codec.is_sparse]
+    if densities and (world_size <= 2 or max(densities) < 0.005):
         return "gather"
-    if world_size > 2 and payload_bytes <= _LARGEST_SCATTERED_BYTES:
+    if world_size > 2 and num_bytes <= _LARGEST_SCATTERED_BYTES:
         return "scatter_gather"
     return "ring"

@@ -52,6 +52,20 @@ class Codec:
         """Whether it rounds at random: for synchronization without error feedback only."""
         return False
 
+    @property
+    def sends_little(self) -> bool:
+        """Whether so little is sent of a gradient that error feedback delays much of it."""
+        return False
+
+    @property
+    def default_warmup_steps(self) -> int:
+        """How many steps a warm-up takes where nothing else is asked for."""
+        return 0
+
+    def denser(self) -> Codec | None:
+        """Return the codec that sends the next larger part of a gradient; None: this is enough."""
+        return None
+
     def at_warmup(self, progress: float) -> Codec:
         """Return the codec to use at ``progress`` (0 <= progress < 1) of a warm-up."""
         raise NotImplementedError

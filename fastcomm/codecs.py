@@ -38,6 +38,10 @@ __all__ = [
 ]
 
 
+_SMALLEST_DENSITY_WITHOUT_WARMUP = 0.005
+_WARMUP_STEPS = 100
+
+
 @dataclass(frozen=True)
 class TopK(Codec):
     """The ``density * num_elements`` largest magnitudes of a bucket: 4 bytes for each of them.
@@ -64,8 +68,24 @@ class TopK(Codec):
         return f"topk:{self.density!r}"
 
     @property
+    def is_sparse(self) -> bool:
+        """Whether it is sent as top-k, not as int4."""
+        return self.density <= _C.TOPK_LARGEST_SPARSE_DENSITY
+
+    @property
+    def sends_little(self) -> bool:  # noqa: D102
+        return self.is_sparse
+
+    @property
+    def default_warmup_steps(self) -> int:  # noqa: D102
+        return _WARMUP_STEPS if self.density < _SMALLEST_DENSITY_WITHOUT_WARMUP else 0
+
+    def denser(self) -> Codec | None:  # noqa: D102
+        return TopK(density=min(1.0, 4 * self.density)) if self.is_sparse else Int8()
+
+    @property
     def spec(self) -> _C.CodecSpec:  # noqa: D102
-        if self.density > _C.TOPK_LARGEST_SPARSE_DENSITY:
+        if not self.is_sparse:
             return Int4().spec
         return _C.CodecSpec("topk", self.density)
 

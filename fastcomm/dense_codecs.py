@@ -9,6 +9,8 @@ from fastcomm import _C
 from fastcomm.codec_base import Codec
 from fastcomm.errors import ArgumentError
 
+_FEW_BIT_WARMUP_STEPS = 0
+
 _FORMATS = {native.name: native for native in _C.dense_formats()}
 
 
@@ -129,8 +131,27 @@ class Int4(DenseCodec):
 
     name: ClassVar[str] = "int4"
 
+    def denser(self) -> Codec | None:  # noqa: D102
+        return Int8()
 
-class Int2(DenseCodec):
+
+class FewBitCodec(DenseCodec):
+    """What the codecs have in common whose errors are as large as what they send."""
+
+    @property
+    def sends_little(self) -> bool:  # noqa: D102
+        return True
+
+    @property
+    def default_warmup_steps(self) -> int:  # noqa: D102
+        return _FEW_BIT_WARMUP_STEPS
+
+    def at_warmup(self, progress: float) -> Codec:
+        """Step down: int8 for the first half, int4 for the second."""
+        return Int8() if progress < 0.5 else Int4()
+
+
+class Int2(FewBitCodec):
     """Four levels in a Hadamard-rotated block: 0.258 bytes per element.
 
     The randomized rotation is that of "Distributed Mean Estimation with Limited Communication",
@@ -139,8 +160,11 @@ class Int2(DenseCodec):
 
     name: ClassVar[str] = "int2"
 
+    def denser(self) -> Codec | None:  # noqa: D102
+        return Int4()
 
-class Sign(DenseCodec):
+
+class Sign(FewBitCodec):
     """Signs and the mean magnitude of a Hadamard-rotated block: 0.133 bytes per element.
 
     "Error Feedback Fixes SignSGD", Karimireddy et al., ICML 2019, in a rotated basis as
@@ -148,6 +172,9 @@ class Sign(DenseCodec):
     """
 
     name: ClassVar[str] = "sign"
+
+    def denser(self) -> Codec | None:  # noqa: D102
+        return Int2(seed=self.seed)
 
 
 DENSE_CODECS: dict[str, type[DenseCodec]] = {

@@ -19,9 +19,9 @@ import fastcomm
 from fastcomm import _C
 from fastcomm.algorithms import choose_algorithm
 from fastcomm.backends import make_host_backends, make_nccl_backend, own_store, uses_nccl
-from fastcomm.codecs import Codec
 from fastcomm.errors import Error, MismatchError, PeerError
 from fastcomm.forks import Sockets
+from fastcomm.runs import Runs
 
 # Exchanges in flight at a time: one encodes while another is on the wire.
 NUM_LANES = 2
@@ -128,12 +128,9 @@ class ConnectedGroup:
             raise PeerError(f"rank {self.rank} cannot connect to all others: {error}") from error
         return _C.Communicator(backends, NUM_LANES, timeout)
 
-    def algorithm(
-        self, algorithm: str, codec: Codec, runs: list[tuple[int, bool]], device: torch.device
-    ) -> str:
+    def algorithm(self, algorithm: str, runs: Runs, device: torch.device) -> str:
         """Resolve ``auto`` for a bucket on ``device``; see :func:`choose_algorithm`."""
-        has_openings = self.compares_calls(device)
-        return choose_algorithm(algorithm, codec, self.world_size, runs, has_openings)
+        return choose_algorithm(algorithm, runs, self.world_size, self.compares_calls(device))
 
     def threads(self, num_threads: int | None, device: torch.device) -> _C.ThreadPool | None:
         """Return threads that encode and decode a slice together, the lane's own included.

@@ -4,7 +4,7 @@
 import contextlib
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,30 @@ from torch.nn.parallel import DistributedDataParallel
 from fastcomm import _C
 from fastcomm._arguments import check_num_threads, check_tensor, require_process_group
 from fastcomm.algorithms import check_algorithm
+from fastcomm.clipping import LocalClipping
 from fastcomm.codecs import Codec, Fp32
 from fastcomm.codecs import codec as parse_codec
+from fastcomm.connection import Connection, connect
 from fastcomm.ddp_modes import USE_BUCKETS
 from fastcomm.detached import detached_hook_state
 from fastcomm.errors import ArgumentError, Error
-from fastcomm.group import ConnectedGroup
+from fastcomm.guard import LARGEST_RATIO, ResidualGuard
+from fastcomm.learning_rates import LearningRates
+from fastcomm.momentum import Momentum
+from fastcomm.policy import Policy
 from fastcomm.regrouping import Part, synchronize_parts
-from fastcomm.residuals import ResidualStore
+from fastcomm.residuals import ResidualStore, unwrapped
+from fastcomm.runs import Runs, bucket_plan
 from fastcomm.saved_states import state_to_take
+from fastcomm.simulated_rank import SimulatedRank
 from fastcomm.stats import Counters, Stats
 from fastcomm.steps import Steps
 from fastcomm.trace import write_chrome_trace
 from fastcomm.unused_parameters import Deliveries
+from fastcomm.warmup import WarmUp
+
+# The bucket index of the norms that the guard exchanges: no bucket's.
+_GUARD_INDEX = 0xFFFF
 
 
 class HookState:
@@ -47,9 +58,25 @@ class HookState:
         min_compress_elements: smaller parameters, and all one-dimensional ones (biases, norms), are
             sent as float32, inside the same message.
         warmup_steps: during so many steps, start dense and become sparser (top-k: density ramps
-            from 1 to its target; other codecs: fp32). None: no warm-up.
+            from 1 to its target; ``int2``, ``sign``: ``int8``, then ``int4``; other codecs: fp32).
+            None: what the codec has by default: none but for ``topk`` below 0.005, ``int2``, ``sign``.
         codec_threads: how many threads of this rank encode and decode a slice together; results do
             not depend on it. None: the cores that the ranks of this host leave idle, at least 1.
+        policy: codecs by parameter name, ``{"embed*": "int8", "*": "topk:0.01"}``: the first shell
+            pattern that matches counts; what none matches gets ``codec``. None: ``codec`` for all,
+            but codecs that send little (``int2``, ``sign``, ``topk``) leave embeddings, norms and
+            the last layer uncompressed (as ``int8`` if they are over a sixteenth of the model).
+            {}: ``codec`` for all. See policy.py.
+        momentum: momentum correction: the hook applies the momentum, on each rank before it
+            compresses. Use an optimizer without momentum then. See momentum.py.
+        nesterov: of that momentum, as torch.optim.SGD has it.
+        max_norm: clip each rank's gradient before it is accumulated, as if the average were clipped
+            to this norm; see clipping.py.
+        residual_decay: multiply residuals by this before each step; below 1 they forget what could
+            not be delivered for long, which then is lost.
+        guard: watch the ratio of the norms of residuals and gradients: ``warn`` once if it is above
+            ``guard_ratio``; ``adapt``: send more until it is below again; ``off``.
+        guard_ratio: what is too much.
 
     Raises:
         ArgumentError: for an argument that cannot work.
@@ -59,38 +86,73 @@ class HookState:
     def __init__(
         self,
         codec: str | Codec = "int8",
-        process_group: dist.ProcessGroup | None = None,
+        process_group: dist.ProcessGroup | SimulatedRank | None = None,
         algorithm: str = "auto",
         error_feedback: bool = True,
         min_compress_elements: int = 1024,
         warmup_steps: int | None = None,
         codec_threads: int | None = None,
+        policy: Mapping[str, str | Codec] | None = None,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        max_norm: float | None = None,
+        residual_decay: float = 1.0,
+        guard: str = "warn",
+        guard_ratio: float = LARGEST_RATIO,
     ) -> None:
         self.codec = parse_codec(codec)
-        self.codec.check_error_feedback(error_feedback)
+        self.policy = Policy(self.codec, policy, min_compress_elements)
+        codecs = self.policy.codecs()
+        for each in codecs:
+            each.check_error_feedback(error_feedback)
         check_num_threads(codec_threads)
         self.codec_threads = codec_threads
         check_algorithm(algorithm)
         self.algorithm = algorithm
-        self.process_group = require_process_group(process_group)
+        self.process_group = (
+            process_group
+            if isinstance(process_group, SimulatedRank)
+            else require_process_group(process_group)
+        )
         self.min_compress_elements = min_compress_elements
-        self.warmup_steps = warmup_steps or 0
         self.error_feedback = error_feedback
+        self._warmup = WarmUp(warmup_steps, codecs)
+        self._momentum = Momentum(momentum, nesterov)
+        if self._momentum and not error_feedback:
+            raise ArgumentError(
+                f"momentum={momentum:g} is accumulated in the residuals, which "
+                "error_feedback=False does without; use momentum in the optimizer"
+            )
+        if not 0 <= residual_decay <= 1:
+            raise ArgumentError(f"residual_decay {residual_decay:g} is outside [0, 1]")
+        self._residual_decay = residual_decay
+        self._guard = ResidualGuard(guard, guard_ratio)
+        self._clipping = LocalClipping(max_norm, self.process_group.size())
         # Residuals of fp32 are zero; only a checkpoint can bring some to be delivered.
         self._residuals = ResidualStore(
-            self._is_compressed, error_feedback, starts_empty=not self.codec.loses_bits
+            self.policy.codec_of,
+            error_feedback,
+            starts_empty=not (self._momentum or any(each.loses_bits for each in codecs)),
+            has_velocities=bool(self._momentum),
         )
-        self._steps = Steps()
+        self._steps = Steps(in_backward=not isinstance(process_group, SimulatedRank))
         self._deliveries = Deliveries()
-        self._group: ConnectedGroup | None = None
+        self._learning_rates = LearningRates()
+        self._group: Connection | None = None
         self._is_agreed = False
         self._flush_requested = False
         self._flushing = False
         self._grad_scale: float | None = None  # not known
+        self._sum_of_squares: torch.futures.Future[torch.Tensor] | None = None  # of the guard
         self._counters = Counters()
 
     def __reduce__(self) -> tuple[object, ...]:
         return (detached_hook_state, ())  # of a copy of the DDP model
+
+    @property
+    def warmup_steps(self) -> int:
+        """How many steps the warm-up takes."""
+        return self._warmup.num_steps
 
     def connect(self) -> None:
         """Connect the ranks and check that they agree; does nothing if that was done already.
@@ -103,7 +165,7 @@ class HookState:
         if self._is_agreed:
             return
         if self._group is None:
-            self._group = ConnectedGroup(self.process_group)
+            self._group = connect(self.process_group)
         self._group.check_agreement(
             {
                 "codec": str(self.codec),
@@ -111,6 +173,9 @@ class HookState:
                 "min_compress_elements": str(self.min_compress_elements),
                 "warmup_steps": str(self.warmup_steps),
                 "error_feedback": str(self.error_feedback),
+                "policy": str(self.policy),
+                "momentum": str(self._momentum),
+                "guard": str(self._guard),
             }
         )
         self._is_agreed = True
@@ -118,11 +183,26 @@ class HookState:
     def attach(self, module: torch.nn.Module) -> None:
         """Tell the state which model it is of: the DDP model, or the module in it.
 
-        ``state_dict`` uses the names of its parameters.
+        ``state_dict`` and ``policy`` use the names of its parameters. Before the first step.
+
+        Raises:
+            ArgumentError: if the policy has a pattern that matches no parameter.
         """
-        self._residuals.attach(module)
+        self._residuals.attach(unwrapped(module))
+        self.policy.attach(unwrapped(module))
         if isinstance(module, DistributedDataParallel):
             self._deliveries.may_keep_gradients = module.find_unused_parameters
+
+    def follow_learning_rate(self, optimizer: torch.optim.Optimizer) -> None:
+        """Rescale residuals when a learning rate of ``optimizer`` changes, by a scheduler or by hand.
+
+        What was left out then makes the update that it would have made in time; see
+        learning_rates.py. Changes below 1 % wait until they add up. Call it once, on every rank.
+
+        Raises:
+            ArgumentError: if it is no optimizer.
+        """
+        self._learning_rates.follow(optimizer)
 
     def synchronize(self, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
         """Start averaging a bucket over all ranks; :func:`compress_hook` calls this.
@@ -130,32 +210,55 @@ class HookState:
         Raises:
             ArgumentError: for gradients that cannot be compressed.
         """
+        return self.synchronize_buffer(bucket.buffer(), bucket.parameters(), bucket.is_last())
+
+    def synchronize_buffer(
+        self, buffer: torch.Tensor, parameters: list[torch.Tensor], is_last: bool
+    ) -> torch.futures.Future[torch.Tensor]:
+        """Start averaging ``buffer``, the gradients of ``parameters``; ``is_last`` of the step."""
         self.connect()
-        buffer = bucket.buffer()
         check_tensor(buffer, "the gradient bucket")
-        if self._steps.buckets.is_between_steps:
-            self._begin_step()
-        parameters = bucket.parameters()
-        parts = self._steps.buckets.parts(parameters, self._residuals.names)
-        future = synchronize_parts(buffer, parameters, parts, self._exchange)
+        if self._steps.buckets.is_between_steps and not self._clipping.is_holding:
+            self._begin_step(buffer.device)
+        start = self._clipping.hold if self._clipping.is_wanted else self._start
+        future = start(buffer, parameters)
         self._deliveries.note(buffer, parameters)
-        if bucket.is_last():
+        if is_last:
+            self._release()
             self._steps.end()
         return future
+
+    def _start(
+        self, buffer: torch.Tensor, parameters: list[torch.Tensor]
+    ) -> torch.futures.Future[torch.Tensor]:
+        parts = self._steps.buckets.parts(parameters, self._residuals.names)
+        return synchronize_parts(buffer, parameters, parts, self._exchange)
+
+    def _release(self) -> None:
+        self._clipping.release(self._start, self._grad_scale or 1.0)
 
     def _exchange(self, gradients: torch.Tensor, part: Part) -> torch.futures.Future[torch.Tensor]:
         assert self._group is not None
         world_size = self._group.world_size
         layout = self._residuals.layout(part.parameters)
         if not layout.is_agreed:
+            if self.policy.needs_names:
+                self._residuals.require_names()
             self._group.connect(gradients.device)
             self._group.check_agreement({"bucket": layout.describe()})
             layout.is_agreed = True
+        # A flush delivers what a joined rank has, too.
+        is_joined = self._steps.is_joined and not self._flushing
+        residual = layout.residual_to_send(is_joined)
+        if residual is not None and not self._steps.is_joined:
+            if self._guard.watches(self._steps.number):
+                self._guard.add(gradients, residual)
+            if self._residual_decay < 1:
+                residual.mul_(self._residual_decay)
         future = self._group.all_reduce(
             gradients,
-            # A flush delivers what a joined rank has, too.
-            layout.residual_to_send(self._steps.is_joined and not self._flushing),
-            layout.plan(self._codec_of_step(), self.algorithm, self._group, self.codec_threads),
+            residual,
+            layout.plan(self._codec_of_step, self.algorithm, self._group, self.codec_threads),
             1.0 / world_size,
             self._steps.number,
             part.index,
@@ -164,12 +267,37 @@ class HookState:
         self._counters.add(gradients, world_size)
         return future
 
-    def _begin_step(self) -> None:
+    def _begin_step(self, device: torch.device) -> None:
         self._flushing = self._flush_requested
         self._flush_requested = False
+        self._learning_rates.rescale(self._residuals.rescale_residual)
+        self._follow_guard()
         self._deliveries.clear()
         self._steps.begin(
-            functools.partial(self._deliveries.take_back, self._residuals.residual_of)
+            self._release,
+            functools.partial(self._deliveries.take_back, self._residuals.residual_of),
+        )
+
+    def _follow_guard(self) -> None:
+        """Judge the norms of the step before; where ranks decide together, of the one before that.
+
+        So nobody waits: the ranks' norms are exchanged while a step is under way.
+        """
+        assert self._group is not None
+        if self._sum_of_squares is not None:
+            self._guard.judge(self._sum_of_squares.wait(), self._group.rank)
+            self._sum_of_squares = None
+        squares = self._guard.take_squares()
+        if squares is None:
+            return
+        if self._guard.mode == "warn":
+            self._guard.judge(squares, self._group.rank)
+            return
+        runs: Runs = [(squares.numel(), Fp32())]
+        algorithm = self._group.algorithm("auto", runs, squares.device)
+        plan = bucket_plan(runs, algorithm, self._group.threads(1, squares.device))
+        self._sum_of_squares = self._group.all_reduce(
+            squares, None, plan, 1.0, self._steps.number, _GUARD_INDEX
         )
 
     @property
@@ -229,8 +357,10 @@ class HookState:
             "world_size": self.process_group.size(),
             "grad_scale": self._grad_scale,
             "flush_requested": self._flush_requested,
+            "guard": self._guard.state_dict(),
+            "learning_rates": self._learning_rates.state_dict(),
             "buckets": self._steps.buckets.saved(self._residuals.names),
-            "residuals": {name: r.clone() for name, r in self._residuals.named_residuals()},
+            **self._residuals.saved(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any] | Sequence[dict[str, Any]]) -> None:
@@ -247,23 +377,20 @@ class HookState:
                 yet (see :meth:`attach`), or if there are residuals but ``error_feedback`` is off.
         """
         taken = state_to_take(state_dict, self.process_group.rank(), self.process_group.size())
-        self._residuals.load(taken["residuals"])
+        self._residuals.load(taken["residuals"], taken["velocities"])
         own_name = self._residuals.own_name
         self._steps.buckets.load([[own_name(name) for name in names] for names in taken["buckets"]])
         self._steps.number = taken["step"]
         self._grad_scale = taken["grad_scale"]
         self._flush_requested = taken["flush_requested"]
+        self._guard.load_state_dict(taken["guard"])
+        self._learning_rates.load_state_dict(taken["learning_rates"])
 
-    def _is_compressed(self, parameter: torch.Tensor) -> bool:
-        return parameter.dim() > 1 and parameter.numel() >= self.min_compress_elements
-
-    def _codec_of_step(self) -> Codec:
+    def _codec_of_step(self, codec: Codec) -> Codec:
         # One rank has nobody to send to: nothing is worth leaving out.
         if self._flushing or self.process_group.size() == 1:
             return Fp32()
-        if self._steps.number < self.warmup_steps:
-            return self.codec.at_warmup(self._steps.number / self.warmup_steps)
-        return self.codec
+        return self._guard.codec_at_level(self._warmup.codec_at(codec, self._steps.number))
 
 
 def compress_hook(state: HookState, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:

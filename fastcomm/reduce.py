@@ -79,8 +79,7 @@ class _Connection:
                 }
             )
             self.agreed.add(subject)
-        runs = [(tensor.numel(), True)]
-        algorithm = self.group.algorithm(algorithm, codec, runs, tensor.device)
+        algorithm = self.group.algorithm(algorithm, [(tensor.numel(), codec)], tensor.device)
         threads = self.group.threads(codec_threads, tensor.device)
         key = (codec, algorithm, threads)
         if key not in self.plans:

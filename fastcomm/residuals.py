@@ -1,9 +1,7 @@
-"""The residuals of a model's parameters, and their place in DDP's buckets.
+"""What this rank keeps of its gradients from step to step, laid out as DDP's buckets are.
 
-A residual belongs to a parameter. DDP rebuilds its buckets after the first step, in another
-order, so that residuals are stored bucket by bucket (the native layer wants one contiguous array
-for a bucket) but found by parameter: when a bucket with new contents appears, the residuals of its
-parameters move into a new array.
+The *residual* is what encodings have left out so far; with momentum correction there is a
+*velocity*, too (momentum.py). Both belong to parameters, wherever DDP puts these.
 
 A rank that ran out of data (DDP's ``join()``) takes part with gradients of zero. Its residuals
 belong to its own training: they stay as they are, and what its encodings of the others' sums leave
@@ -12,18 +10,21 @@ out goes to a second array, until its next own step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastcomm import _C
+from fastcomm.bucket_values import BucketValues, rescale, zeros
 from fastcomm.codecs import Codec
+from fastcomm.connection import Connection
 from fastcomm.errors import ArgumentError
-from fastcomm.group import ConnectedGroup
+from fastcomm.runs import Runs, bucket_plan, merged_runs
 
-_MOVED_ELEMENTS = 1 << 20
+CodecOf = Callable[[Codec], Codec]  # what a step uses in place of a codec
 
 
 @dataclass
@@ -31,17 +32,16 @@ class BucketLayout:
     """The parameters of one bucket, in its order."""
 
     parameters: list[torch.Tensor]  # kept alive: layouts are found by the ids of parameters
-    runs: list[tuple[int, bool]]  # (num_elements, compressed), covering the bucket
+    runs: Runs  # covering the bucket
     residual: torch.Tensor | None  # float32, one per element of the bucket
+    velocity: torch.Tensor | None  # the same
     joined_residual: torch.Tensor | None = None  # what was left out since this rank joined
     is_agreed: bool = False  # whether all ranks were seen to have the same layout
-    plans: dict[tuple[Codec, str], _C.BucketPlan] = field(default_factory=dict)
+    plans: dict[tuple[object, ...], _C.BucketPlan] = field(default_factory=dict)
 
     def describe(self) -> str:
         """Return what all ranks must have in common, for the handshake."""
-        runs = ", ".join(
-            f"{n}{'' if is_compressed else ' plain'}" for n, is_compressed in self.runs
-        )
+        runs = ", ".join(f"{num_elements} {codec}" for num_elements, codec in self.runs)
         return f"{len(self.parameters)} parameters of {self.parameters[0].dtype}, elements {runs}"
 
     def residual_to_send(self, is_joined: bool) -> torch.Tensor | None:
@@ -53,7 +53,7 @@ class BucketLayout:
             self.end_join()
             return self.residual
         if self.joined_residual is None:
-            self.joined_residual = _zeros(self.residual.numel(), self.residual.device)
+            self.joined_residual = zeros(self.residual.numel(), self.residual.device)
         return self.joined_residual
 
     def end_join(self) -> None:
@@ -64,36 +64,39 @@ class BucketLayout:
             self.joined_residual = None
 
     def plan(
-        self, codec: Codec, algorithm: str, group: ConnectedGroup, num_threads: int | None
+        self, codec_of: CodecOf, algorithm: str, group: Connection, num_threads: int | None
     ) -> _C.BucketPlan:
-        """Return the plan to synchronize this bucket with ``codec`` and ``algorithm``."""
-        key = (codec, algorithm)
+        """Return the plan to synchronize this bucket, with ``codec_of(its codecs)``."""
+        codecs = {codec: codec_of(codec) for _, codec in self.runs}
+        key = (*codecs.values(), algorithm)
         if key not in self.plans:
             self.plans.clear()  # a warm-up uses another codec at each step
             device = self.parameters[0].device
-            resolved = group.algorithm(algorithm, codec, self.runs, device)
+            runs = merged_runs((number, codecs[codec]) for number, codec in self.runs)
+            resolved = group.algorithm(algorithm, runs, device)
             threads = group.threads(num_threads, device)
-            self.plans[key] = _C.BucketPlan(codec.spec, self.runs, resolved, threads)
+            self.plans[key] = bucket_plan(runs, resolved, threads)
         return self.plans[key]
 
 
 class ResidualStore:
-    """Residuals by parameter, laid out bucket by bucket."""
+    """Residuals and velocities by parameter, laid out bucket by bucket."""
 
     def __init__(
         self,
-        is_compressed: Callable[[torch.Tensor], bool],
+        codec_of: Callable[[torch.Tensor], Codec],
         error_feedback: bool,
         starts_empty: bool,
+        has_velocities: bool,
     ) -> None:
-        self._is_compressed = is_compressed
+        self._codec_of = codec_of
         self._error_feedback = error_feedback
         self._keeps_residuals = error_feedback and not starts_empty
         self._layouts: dict[tuple[int, ...], BucketLayout] = {}
-        self._views: dict[int, torch.Tensor] = {}  # residual of a parameter, by its id
+        self._residuals = BucketValues()
+        self._velocities = BucketValues() if has_velocities else None
         self._names: dict[int, str] = {}
         self._num_elements: dict[str, int] = {}  # of a parameter, by its name
-        self._loaded: dict[str, torch.Tensor] = {}  # from a checkpoint, not yet in a bucket
 
     def layout(self, parameters: list[torch.Tensor]) -> BucketLayout:
         """Return the layout of a bucket that holds ``parameters``, making it if it is new."""
@@ -102,47 +105,34 @@ class ResidualStore:
             self._layouts[key] = self._make_layout(parameters)
         return self._layouts[key]
 
+    def layouts(self) -> list[BucketLayout]:
+        """Return the layouts of all buckets so far."""
+        return list(self._layouts.values())
+
     def _make_layout(self, parameters: list[torch.Tensor]) -> BucketLayout:
         ids = set(map(id, parameters))
         replaced = [key for key in self._layouts if not ids.isdisjoint(key)]
         for key in replaced:
             self._layouts[key].end_join()
-        runs: list[tuple[int, bool]] = []
-        for parameter in parameters:
-            compressed = self._is_compressed(parameter)
-            if runs and runs[-1][1] == compressed:
-                runs[-1] = (runs[-1][0] + parameter.numel(), compressed)
-            else:
-                runs.append((parameter.numel(), compressed))
-        residual = None
+        runs = merged_runs((p.numel(), self._codec_of(p)) for p in parameters)
+        residual = velocity = None
         if self._keeps_residuals:
-            residual = _zeros(sum(p.numel() for p in parameters), parameters[0].device)
-            for parameter, view in zip(
-                parameters, torch.split(residual, [p.numel() for p in parameters]), strict=True
-            ):
-                previous = self._views.get(id(parameter))
-                if previous is not None:
-                    _move(previous, view)
-                else:
-                    loaded = self._loaded.pop(self._names.get(id(parameter), ""), None)
-                    if loaded is not None:
-                        view.copy_(loaded.reshape(-1))
-                self._views[id(parameter)] = view
+            residual = self._residuals.lay_out(parameters, self._names)
+        if self._velocities is not None:
+            velocity = self._velocities.lay_out(parameters, self._names)
         for key in replaced:
             del self._layouts[key]  # buckets were rebuilt
-        return BucketLayout(list(parameters), runs, residual)
+        return BucketLayout(list(parameters), runs, residual, velocity)
 
-    def attach(self, module: torch.nn.Module) -> None:
-        """Learn the names of a model's parameters (without DDP's ``module.`` prefix)."""
-        if isinstance(module, DistributedDataParallel):
-            module = module.module
+    def attach(self, module: nn.Module) -> None:
+        """Learn the names of a model's parameters."""
         for name, parameter in module.named_parameters():
             self._names[id(parameter)] = name
             self._num_elements[name] = parameter.numel()
 
     def residual_of(self, parameter: torch.Tensor) -> torch.Tensor | None:
         """Return the residual of a parameter, of shape (num_elements,), if it has one."""
-        return self._views.get(id(parameter))
+        return self._residuals.of(parameter)
 
     def names(self, parameters: list[torch.Tensor]) -> list[str]:
         """Return the names of parameters.
@@ -150,7 +140,7 @@ class ResidualStore:
         Raises:
             ArgumentError: if they have none yet.
         """
-        self._require_names()
+        self.require_names()
         return [self._names[id(parameter)] for parameter in parameters]
 
     def own_name(self, name: str) -> str:
@@ -158,57 +148,73 @@ class ResidualStore:
         candidates = (name, name.removeprefix("module."), f"module.{name}")
         return next((known for known in candidates if known in self._num_elements), name)
 
-    def named_residuals(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield (parameter name, residual of shape (num_elements,)) of every parameter seen."""
-        if self._views:
-            self._require_names()
+    def saved(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Return copies of the residuals, and of velocities if there are, by parameter name."""
+        kinds = {"residuals": self._residuals}
+        if self._velocities is not None:
+            kinds["velocities"] = self._velocities
+        if self._layouts:
+            self.require_names()
         self._end_join()
-        for identity, view in self._views.items():
-            yield self._names[identity], view
-        yield from self._loaded.items()
+        return {
+            kind: {name: of_one.clone() for name, of_one in values.named(self._names)}
+            for kind, values in kinds.items()
+        }
 
-    def load(self, residuals: dict[str, torch.Tensor]) -> None:
-        """Replace every residual; parameters that are not mentioned start from zero.
+    def load(self, residuals: dict[str, torch.Tensor], velocities: dict[str, torch.Tensor]) -> None:
+        """Replace everything; parameters that are not mentioned start from zero.
 
         Raises:
-            ArgumentError: if a residual is not of its parameter's size, if the parameters have no
-                names, or if there is no error feedback to deliver the residuals.
+            ArgumentError: if there are values of other sizes than their parameters', if the
+                parameters have no names, or if there is no error feedback to deliver residuals.
         """
-        self._require_names()
-        loaded = {self.own_name(name): r for name, r in residuals.items()}
-        for name, residual in loaded.items():
-            expected = self._num_elements.get(name)
-            if residual.numel() != expected:
-                raise ArgumentError(
-                    f"the residual of {name!r} has {residual.numel()} elements, its parameter has "
-                    f"{expected if expected is not None else 'no counterpart in this model'}; "
-                    "load a checkpoint of the same model"
-                )
-        if loaded and not self._error_feedback:
+        self.require_names()
+        residuals = self._checked("residual", residuals)
+        velocities = self._checked("velocity", velocities)
+        if residuals and not self._error_feedback:
             raise ArgumentError(
                 "the state has residuals, which error_feedback=False would never deliver; use "
                 "error_feedback=True, or call flush() and make one step before saving"
             )
-        self._keeps_residuals |= bool(loaded)
-        # The next step lays its buckets out anew and takes the residuals from here.
+        self._keeps_residuals |= bool(residuals)
+        # The next step lays its buckets out anew and takes the values from here.
         self._layouts.clear()
-        self._views.clear()
-        self._loaded = {name: r.float().clone() for name, r in loaded.items()}
+        self._residuals.load(residuals)
+        if self._velocities is not None:
+            self._velocities.load(velocities)
+
+    def _checked(self, what: str, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        checked = {self.own_name(name): of_one for name, of_one in values.items()}
+        for name, of_one in checked.items():
+            expected = self._num_elements.get(name)
+            if of_one.numel() != expected:
+                raise ArgumentError(
+                    f"the {what} of {name!r} has {of_one.numel()} elements, its parameter has "
+                    f"{expected if expected is not None else 'no counterpart in this model'}; "
+                    "load a checkpoint of the same model"
+                )
+        return checked
 
     def rescale(self, factor: float) -> None:
-        """Multiply every residual; one that would overflow becomes the largest float32."""
+        """Multiply everything: the gradients to come are that much larger."""
         self._end_join()
-        largest = torch.finfo(torch.float32).max
-        of_buckets = [layout.residual for layout in self._layouts.values()]
-        for residual in [*of_buckets, *self._loaded.values()]:
-            if residual is not None:
-                residual.mul_(factor).clamp_(-largest, largest)
+        self._residuals.rescale(factor)
+        if self._velocities is not None:
+            self._velocities.rescale(factor)
+
+    def rescale_residual(self, parameter: torch.Tensor, factor: float) -> None:
+        """Multiply the residual of one parameter, if it has one."""
+        self._end_join()
+        residual = self._residuals.of(parameter)
+        if residual is not None:
+            rescale(residual, factor)
 
     def _end_join(self) -> None:
         for layout in self._layouts.values():
             layout.end_join()
 
-    def _require_names(self) -> None:
+    def require_names(self) -> None:
+        """Raise :class:`ArgumentError` if the parameters have no names yet."""
         if not self._names:
             raise ArgumentError(
                 "the parameters have no names yet; use fastcomm.register(ddp_model), or call "
@@ -216,22 +222,6 @@ class ResidualStore:
             )
 
 
-def _zeros(num_elements: int, device: torch.device) -> torch.Tensor:
-    if device.type == "cpu":
-        return _C.streamed_zeros(num_elements)
-    return torch.zeros(num_elements, dtype=torch.float32, device=device)
-
-
-def _move(source: torch.Tensor, target: torch.Tensor) -> None:
-    """Copy a part of an old bucket, whose other parts are still in use, and give its memory back.
-
-    Bit by bit: there are never two residuals of all parameters, nor of a large one. Memory of a
-    GPU comes back only when nothing of the old bucket is in use any more.
-    """
-    if source.device.type != "cpu" or target.device.type != "cpu":
-        target.copy_(source)
-        return
-    for begin in range(0, source.numel(), _MOVED_ELEMENTS):
-        part = source[begin : begin + _MOVED_ELEMENTS]
-        target[begin : begin + _MOVED_ELEMENTS].copy_(part)
-        _C.release_streamed(part)
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Return the module in a DDP model, whose parameters' names have no ``module.`` before them."""
+    return module.module if isinstance(module, DistributedDataParallel) else module

@@ -53,16 +53,21 @@ def ranks_to_take(num_saved: int, rank: int, world_size: int) -> range:
 
 def _merged(mine: Sequence[dict[str, Any]], first: dict[str, Any]) -> dict[str, Any]:
     # What all ranks have in common comes from the first: there may be nothing for this rank.
-    residuals: dict[str, torch.Tensor] = {}
-    for state in mine:
-        for name, residual in state["residuals"].items():
-            if name in residuals:
-                residual = residuals[name] + residual.to(residuals[name].device)
-            residuals[name] = residual
     return {
         "step": first["step"],
         "grad_scale": first.get("grad_scale"),  # older states lack these
         "flush_requested": first.get("flush_requested", False),
         "buckets": first.get("buckets", []),
-        "residuals": residuals,
+        "guard": first.get("guard", {"level": 0, "has_warned": False}),
+        "learning_rates": first.get("learning_rates", []),
+        "residuals": _summed([state["residuals"] for state in mine]),
+        "velocities": _summed([state.get("velocities", {}) for state in mine]),
     }
+
+
+def _summed(of_states: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    sums: dict[str, torch.Tensor] = {}
+    for named in of_states:
+        for name, values in named.items():
+            sums[name] = sums[name] + values.to(sums[name].device) if name in sums else values
+    return sums

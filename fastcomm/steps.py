@@ -13,22 +13,34 @@ _queue_callback = torch.autograd.Variable._execution_engine.queue_callback
 
 
 class Steps:
-    """The step under way, and its buckets so far."""
+    """The step under way, and its buckets so far.
 
-    def __init__(self) -> None:
+    ``in_backward``: DDP calls the hook in backward passes, or for a rank that has joined; not so
+    where ranks are simulated.
+    """
+
+    def __init__(self, in_backward: bool = True) -> None:
+        self._in_backward = in_backward
         self.number = 0  # goes on from a checkpoint
         self.num_complete = 0  # of this state
         self.is_joined = False  # whether this rank has no data in this step, under DDP's join()
         self.buckets = BucketHistory()
 
-    def begin(self, when_over: Callable[[], None]) -> None:
-        """Note that a step begins; ``when_over`` is called when DDP has finished it.
+    def begin(
+        self, when_all_buckets_came: Callable[[], None], when_over: Callable[[], None]
+    ) -> None:
+        """Note that a step begins.
 
-        It is not called for a rank that has joined.
+        ``when_all_buckets_came`` is called at the end of the backward pass, ``when_over`` when DDP
+        has finished the step; neither for a rank that has joined, nor where ranks are simulated.
         """
+        if not self._in_backward:
+            return
         # With static_graph and parameters of several dtypes no bucket of the first step says that
         # it is the last one; the end of the backward pass does.
-        end_backward = functools.partial(self._end_backward, self.number, when_over)
+        end_backward = functools.partial(
+            self._end_backward, self.number, when_all_buckets_came, when_over
+        )
         try:
             _queue_callback(end_backward)
             self.is_joined = False
@@ -39,7 +51,13 @@ class Steps:
         """Note that all buckets of the step were seen."""
         self._end(self.number)
 
-    def _end_backward(self, number: int, when_over: Callable[[], None]) -> None:
+    def _end_backward(
+        self,
+        number: int,
+        when_all_buckets_came: Callable[[], None],
+        when_over: Callable[[], None],
+    ) -> None:
+        when_all_buckets_came()
         self._end(number)
         _queue_callback(when_over)  # behind DDP's own callback, which waits for the exchanges
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastcomm.group import ConnectedGroup
+    from fastcomm.connection import Connection
 
 
 @contextmanager
-def write_chrome_trace(group: ConnectedGroup, path: str | Path) -> Iterator[None]:
+def write_chrome_trace(group: Connection, path: str | Path) -> Iterator[None]:
     """Record what ``group`` does in the block, and write it to ``path`` at its end.
 
     Ranges are named encode, decode, send and wait; their arguments are step, bucket and payload

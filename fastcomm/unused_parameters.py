@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 import torch
 
+from fastcomm.bucket_views import shaped_as
+
 
 class Deliveries:
     """The buckets of one step, and whether DDP took what they hold."""
@@ -42,7 +44,7 @@ class Deliveries:
                 residual = residual_of(parameter)
                 if residual is None or (gradient is not None and not self.may_keep_gradients):
                     continue
-                average, residual = (_shaped_as(parameter, flat) for flat in (average, residual))
+                average, residual = (shaped_as(parameter, flat) for flat in (average, residual))
                 returned = average.float()
                 if gradient is not None:
                     if _is_taken(gradient, average):
@@ -58,12 +60,3 @@ def _is_taken(gradient: torch.Tensor, average: torch.Tensor) -> bool:
         return True
     # On a GPU, looking would mean to wait.
     return gradient.device.type == "cpu" and torch.equal(gradient, average)
-
-
-def _shaped_as(parameter: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
-    """Return what is in a bucket with the shape of its parameter, as DDP lays it out there."""
-    sizes, strides = parameter.size(), parameter.stride()
-    reach = 1 + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
-    if reach != flat.numel():
-        return flat.view(sizes)
-    return flat.as_strided(sizes, strides, flat.storage_offset())

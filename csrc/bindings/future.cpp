@@ -91,6 +91,10 @@ void TensorFuture::complete(const std::exception_ptr& error) {
   }
 }
 
+void TensorFuture::fail(const std::string& type, const std::string& message) {
+  future->setError(std::make_exception_ptr(PythonError(type, message)));
+}
+
 Future failed_future(const std::string& type, const std::string& message) {
   Future future = make_future();
   future->setError(std::make_exception_ptr(PythonError(type, message)));

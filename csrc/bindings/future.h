@@ -16,6 +16,8 @@ struct TensorFuture {
   // on a GPU is complete on the current stream then: who waits for the future makes a stream wait
   // for that one, not the host.
   void complete(const std::exception_ptr& error);
+  // The same with an error of the class fastcomm.errors.<type>.
+  void fail(const std::string& type, const std::string& message);
 
   Future future;
   c10::IValue value;

@@ -10,6 +10,7 @@
 #include "bindings/codec_calls.h"
 #include "bindings/communicator.h"
 #include "bindings/future.h"
+#include "bindings/simulated_group.h"
 #include "bindings/stream_communicator.h"
 #include "collectives/opening.h"
 
@@ -26,10 +27,12 @@ void check_bucket(const at::Tensor& bucket, const std::optional<at::Tensor>& res
   dtype_of(bucket);
 }
 
-std::shared_ptr<PythonFuture> all_reduce(Communicator& communicator, const at::Tensor& bucket,
-                                         const std::optional<at::Tensor>& residual,
-                                         std::shared_ptr<const BucketPlan> plan, float factor,
-                                         uint32_t step, uint16_t bucket_index, bool caller_waits) {
+// Hands the job to submit(job), without the GIL.
+template <class Submit>
+std::shared_ptr<PythonFuture> start_all_reduce(const at::Tensor& bucket,
+                                               const std::optional<at::Tensor>& residual,
+                                               std::shared_ptr<const BucketPlan> plan, float factor,
+                                               ExchangeId id, Submit&& submit) {
   check_bucket(bucket, residual);
   TensorFuture result(bucket);
   Future future = result.future;
@@ -37,11 +40,35 @@ std::shared_ptr<PythonFuture> all_reduce(Communicator& communicator, const at::T
           bucket,
           residual,
           factor,
-          {step, bucket_index},
+          id,
           [result](const std::exception_ptr& error) mutable { result.complete(error); }};
   const py::gil_scoped_release no_gil;
-  communicator.submit(std::move(job), caller_waits);
+  submit(std::move(job));
   return std::make_shared<PythonFuture>(future);
+}
+
+std::shared_ptr<PythonFuture> all_reduce(Communicator& communicator, const at::Tensor& bucket,
+                                         const std::optional<at::Tensor>& residual,
+                                         std::shared_ptr<const BucketPlan> plan, float factor,
+                                         uint32_t step, uint16_t bucket_index, bool caller_waits) {
+  return start_all_reduce(
+      bucket, residual, std::move(plan), factor, {step, bucket_index},
+      [&](Job job) { communicator.submit(std::move(job), caller_waits); });
+}
+
+// One rank's end of a simulated group.
+struct SimulatedCommunicator {
+  std::shared_ptr<SimulatedGroup> group;
+  int rank;
+};
+
+std::shared_ptr<PythonFuture> all_reduce_simulated(
+    SimulatedCommunicator& communicator, const at::Tensor& bucket,
+    const std::optional<at::Tensor>& residual, std::shared_ptr<const BucketPlan> plan, float factor,
+    uint32_t step, uint16_t bucket_index) {
+  return start_all_reduce(
+      bucket, residual, std::move(plan), factor, {step, bucket_index},
+      [&](Job job) { communicator.group->submit(communicator.rank, std::move(job)); });
 }
 
 std::shared_ptr<PythonFuture> all_reduce_on_stream(StreamCommunicator& communicator,
@@ -224,6 +251,27 @@ PYBIND11_MODULE(_C, module) {
   on_stream.def("finish", &StreamCommunicator::finish, py::arg("seconds"), NoGil());
   define_communicator(on_stream, all_reduce_on_stream);
 
+  py::class_<SimulatedGroup, std::shared_ptr<SimulatedGroup>>(module, "SimulatedGroup")
+      .def(py::init<int>(), py::arg("world_size"));
+  py::class_<SimulatedCommunicator>(module, "SimulatedCommunicator")
+      .def(py::init([](std::shared_ptr<SimulatedGroup> group, int rank) {
+             group->record(rank);  // checks the rank
+             return SimulatedCommunicator{std::move(group), rank};
+           }),
+           py::arg("group"), py::arg("rank"))
+      .def("all_reduce", all_reduce_simulated, py::arg("bucket"), py::arg("residual"),
+           py::arg("plan"), py::arg("factor"), py::arg("step"), py::arg("bucket_index"))
+      .def("measurements", [](const SimulatedCommunicator& self) {
+        return measurements_dict(self.group->record(self.rank).measurements());
+      });
+
+  py::class_<TensorFuture>(module, "TensorFuture")
+      .def(py::init<const at::Tensor&>(), py::arg("tensor"))
+      .def_property_readonly(
+          "future",
+          [](const TensorFuture& self) { return std::make_shared<PythonFuture>(self.future); })
+      .def("succeed", [](TensorFuture& self) { self.complete(nullptr); }, NoGil())
+      .def("fail", &TensorFuture::fail, py::arg("type"), py::arg("message"), NoGil());
   module.def("failed_future", [](const std::string& type, const std::string& message) {
     return std::make_shared<PythonFuture>(failed_future(type, message));
   });

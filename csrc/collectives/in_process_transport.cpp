@@ -30,7 +30,7 @@ class InProcessPending final : public PendingMessage {
 
   void wait() override {
     std::unique_lock lock(network_.mutex_);
-    network_.changed_.wait(lock, [&] { return message_->done || network_.aborted_; });
+    network_.changed_of(channel_, message_->is_send).wait(lock, [&] { return message_->done || network_.aborted_; });
     FASTCOMM_CHECK(message_->done, "the exchange was aborted");
     FASTCOMM_CHECK(!message_->is_too_large, "a message was larger than its receive");
   }
@@ -65,6 +65,13 @@ class InProcessTransport final : public Transport {
 
 InProcessNetwork::InProcessNetwork(int world_size) : world_size_(world_size) {
   FASTCOMM_CHECK(world_size > 0, "world size " << world_size << " is not positive");
+  changed_.resize(static_cast<size_t>(world_size));
+  for (auto& changed : changed_) changed = std::make_unique<std::condition_variable>();
+}
+
+std::condition_variable& InProcessNetwork::changed_of(const Channel& channel, bool is_send) {
+  const int rank = is_send ? std::get<0>(channel) : std::get<1>(channel);
+  return *changed_[static_cast<size_t>(rank)];
 }
 
 std::unique_ptr<Transport> InProcessNetwork::transport(int rank) {
@@ -74,7 +81,7 @@ std::unique_ptr<Transport> InProcessNetwork::transport(int rank) {
 void InProcessNetwork::abort() {
   const std::lock_guard lock(mutex_);
   aborted_ = true;
-  changed_.notify_all();
+  for (const auto& changed : changed_) changed->notify_all();
 }
 
 std::unique_ptr<PendingMessage> InProcessNetwork::post(Channel channel, std::span<std::byte> bytes,
@@ -96,7 +103,7 @@ std::unique_ptr<PendingMessage> InProcessNetwork::post(Channel channel, std::spa
     }
     waiting.pop_front();
     if (waiting.empty()) unmatched_.erase(channel);
-    changed_.notify_all();
+    changed_of(channel, !is_send).notify_all();  // the other end may be waiting
   }
   return std::make_unique<InProcessPending>(*this, channel, std::move(message));
 }

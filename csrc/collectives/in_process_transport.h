@@ -32,11 +32,14 @@ class InProcessNetwork {
   friend class InProcessPending;
   using Channel = std::tuple<int, int, Tag>;  // from, to, tag
 
+  // What the rank at one end of a channel waits for.
+  std::condition_variable& changed_of(const Channel& channel, bool is_send);
   std::unique_ptr<PendingMessage> post(Channel channel, std::span<std::byte> bytes, bool is_send);
 
   const int world_size_;
   std::mutex mutex_;
-  std::condition_variable changed_;
+  // By rank: of many ranks, only the one that a message is for should wake up.
+  std::vector<std::unique_ptr<std::condition_variable>> changed_;
   bool aborted_ = false;
   // Unmatched ends; on one channel they are all sends or all receives.
   std::map<Channel, std::deque<std::shared_ptr<Message>>> unmatched_;

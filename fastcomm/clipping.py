@@ -1,0 +1,116 @@
+"""Clipping a rank's own gradient, before anything is accumulated.
+
+"Deep Gradient Compression", Lin et al., ICLR 2018, section 3.3: gradients that wait in a residual
+add up, so that the sum cannot be clipped in their place. Each rank clips its own gradient to
+N^(-1/2) of the norm that the average of N ranks would be clipped to: the norm of a sum of N
+independent gradients grows with N^(1/2).
+
+The norm is that of the whole gradient, as torch.nn.utils.clip_grad_norm_ has it. It is known when
+the last bucket is there: until then buckets wait, and nothing overlaps with the backward pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from fastcomm import _C
+from fastcomm.errors import ArgumentError, Error
+
+Start = Callable[[torch.Tensor, list[torch.Tensor]], torch.futures.Future[torch.Tensor]]
+
+
+@dataclass
+class _Held:
+    buffer: torch.Tensor
+    parameters: list[torch.Tensor]
+    result: _C.TensorFuture
+
+
+class LocalClipping:
+    """Holds the buckets of a step, and lets them go with their norm clipped.
+
+    Args:
+        max_norm: of the average gradient; None: nothing is clipped, and nothing held.
+        world_size: the number of ranks.
+
+    Raises:
+        ArgumentError: if ``max_norm`` is not positive.
+    """
+
+    def __init__(self, max_norm: float | None, world_size: int) -> None:
+        if max_norm is not None and not 0 < max_norm < math.inf:
+            raise ArgumentError(f"max_norm {max_norm:g} must be positive; leave it out for none")
+        self._max_norm = max_norm
+        self._world_size = world_size
+        self._held: list[_Held] = []
+
+    @property
+    def is_holding(self) -> bool:
+        """Whether buckets of a step wait."""
+        return bool(self._held)
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether buckets are to be held."""
+        return self._max_norm is not None
+
+    def hold(
+        self, buffer: torch.Tensor, parameters: list[torch.Tensor]
+    ) -> torch.futures.Future[torch.Tensor]:
+        """Hold a bucket; return the future of its average."""
+        held = _Held(buffer, parameters, _C.TensorFuture(buffer))
+        self._held.append(held)
+        return held.result.future
+
+    def release(self, start: Start, grad_scale: float) -> None:
+        """Clip what is held, and start its exchanges.
+
+        Args:
+            start: starts the exchange of a bucket.
+            grad_scale: by what a GradScaler has multiplied the gradients.
+        """
+        held, self._held = self._held, []
+        if not held:
+            return
+        assert self._max_norm is not None
+        limit = self._max_norm * grad_scale / math.sqrt(self._world_size)
+        device = held[0].buffer.device
+        norms = [
+            torch.linalg.vector_norm(each.buffer, dtype=torch.float32).to(device) for each in held
+        ]
+        norm = torch.linalg.vector_norm(torch.stack(norms))
+        # Nothing is clipped by a norm that is not finite: NaN and Inf must reach every rank.
+        factor = torch.where(norm.isfinite(), (limit / (norm + 1e-6)).clamp(max=1.0), 1.0)
+        for each in held:
+            each.buffer.mul_(factor.to(each.buffer.device))
+            try:
+                inner = start(each.buffer, each.parameters)
+            except Exception as error:
+                each.result.fail(*_described(error))
+                continue
+            inner.add_done_callback(_completion(each.result))
+
+
+def _completion(
+    result: _C.TensorFuture,
+) -> Callable[[torch.futures.Future[torch.Tensor]], None]:
+    def complete(inner: torch.futures.Future[torch.Tensor]) -> None:
+        try:
+            inner.value()
+        except Exception as error:
+            result.fail(*_described(error))
+        else:
+            result.succeed()
+
+    return complete
+
+
+def _described(error: Exception) -> tuple[str, str]:
+    """Return the class of fastcomm.errors that stands for an error, and the message."""
+    if isinstance(error, Error):
+        return type(error).__name__, str(error)
+    return Error.__name__, f"{type(error).__name__}: {error}"

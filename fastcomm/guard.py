@@ -1,0 +1,116 @@
+"""A watch over residuals that grow: more is left out than can be delivered in time.
+
+Error feedback delays a part of the gradient by about as many steps as the norm of the residual is
+times that of a gradient. The delay takes from the learning rates at which training is stable, as
+staleness does ("Error Feedback Fixes SignSGD", Karimireddy et al., ICML 2019, theorem II: the term
+of the compression grows with the square of learning rate times residual). So every so many steps
+the guard compares the two norms, and says so, or sends more until the ratio has come down.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import torch
+
+from fastcomm.codecs import Codec
+from fastcomm.errors import ArgumentError
+
+MODES = ("off", "warn", "adapt")
+
+# Of the norms of residual and gradient. Above the first is too much; when sending more has brought
+# it below the second, sending less is tried again.
+LARGEST_RATIO = 100.0
+_RELAXED_SHARE = 0.25
+
+_STEPS_BETWEEN_CHECKS = 50
+_MOST_LEVELS = 4
+
+
+class ResidualGuard:
+    """Watches the ratio of the norms of residuals and gradients.
+
+    Args:
+        mode: ``off``; ``warn``: a warning, once, on each rank for its own residuals; ``adapt``:
+            all ranks move to a denser codec together, and back.
+        largest_ratio: above which it is too much.
+
+    Raises:
+        ArgumentError: for another mode, or a ratio that is not positive.
+    """
+
+    def __init__(self, mode: str, largest_ratio: float) -> None:
+        if mode not in MODES:
+            raise ArgumentError(f"unknown guard {mode!r}; known: {', '.join(MODES)}")
+        if not largest_ratio > 0:
+            raise ArgumentError(f"guard_ratio {largest_ratio:g} must be positive")
+        self.mode = mode
+        self.level = 0  # how many times denser codecs are than asked for
+        self._largest_ratio = largest_ratio
+        self._has_warned = False
+        self._squares: list[torch.Tensor] = []  # of residual and gradient, of a step's buckets
+
+    def __str__(self) -> str:
+        return f"{self.mode} above {self._largest_ratio:g}"
+
+    def watches(self, step: int) -> bool:
+        """Return whether the norms of a step are wanted."""
+        return self.mode != "off" and step % _STEPS_BETWEEN_CHECKS == _STEPS_BETWEEN_CHECKS - 1
+
+    def add(self, gradients: torch.Tensor, residual: torch.Tensor) -> None:
+        """Take in a bucket, before it is exchanged. On a GPU nothing waits."""
+        norms = torch.stack(
+            [
+                torch.linalg.vector_norm(values, dtype=torch.float32)
+                for values in (residual, gradients)
+            ]
+        )
+        self._squares.append(norms.square())
+
+    def take_squares(self) -> torch.Tensor | None:
+        """Return the squared norms of residual and gradient of a watched step, once; else None."""
+        if not self._squares:
+            return None
+        device = self._squares[0].device
+        total = torch.stack([squares.to(device) for squares in self._squares]).sum(0)
+        self._squares.clear()
+        return total
+
+    def judge(self, squares: torch.Tensor, rank: int) -> None:
+        """Warn, or change the level: in mode ``adapt`` the squares are the sums over all ranks."""
+        residual, gradient = squares.tolist()
+        if not math.isfinite(residual + gradient) or gradient == 0.0:
+            return
+        ratio = math.sqrt(residual / gradient)
+        if self.mode == "adapt":
+            if ratio > self._largest_ratio:
+                self.level = min(self.level + 1, _MOST_LEVELS)
+            elif ratio < _RELAXED_SHARE * self._largest_ratio:
+                self.level = max(self.level - 1, 0)
+        elif ratio > self._largest_ratio and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"rank {rank}: the residuals are {ratio:.0f} times as large as the gradients: much "
+                "of what the codec leaves out is delivered many steps late, which may cost accuracy; "
+                'use a denser codec, a longer warm-up or guard="adapt", or lower the learning rate',
+                stacklevel=2,
+            )
+
+    def codec_at_level(self, codec: Codec) -> Codec:
+        """Return what is sent in place of ``codec`` now."""
+        if not codec.sends_little:
+            return codec
+        for _ in range(self.level):
+            codec = codec.denser() or codec
+        return codec
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what it has decided so far."""
+        return {"level": self.level, "has_warned": self._has_warned}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.level = state_dict["level"]
+        self._has_warned = state_dict["has_warned"]

@@ -1,0 +1,68 @@
+"""Residuals that follow the learning rate.
+
+A residual is a gradient that was not delivered. The update that it stands for is the gradient times
+the learning rate *of the steps that left it out*: when the rate changes, the residual is multiplied
+by old rate / new rate, so that its delivery makes that update ("Communication-Efficient
+Distributed Blockwise Momentum SGD with Error-Feedback", Zheng et al., NeurIPS 2019, algorithm 2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from fastcomm.errors import ArgumentError
+
+# Schedules change the rate at every step; a pass over all residuals each time would cost as much
+# as encoding them. Smaller changes wait until they add up to this.
+_SMALLEST_CHANGE = 0.01
+
+
+class LearningRates:
+    """The learning rates of an optimizer's parameter groups, as residuals know them."""
+
+    def __init__(self) -> None:
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._known: list[float] = []  # of each group
+
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """Begin to look at an optimizer's learning rates.
+
+        Raises:
+            ArgumentError: if it is no optimizer.
+        """
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise ArgumentError(
+                f"follow_learning_rate() takes an optimizer, got {type(optimizer).__name__}"
+            )
+        self._optimizer = optimizer
+
+    def rescale(self, rescale_residual: Callable[[torch.Tensor, float], None]) -> None:
+        """Call ``rescale_residual(parameter, factor)`` where the rate has changed.
+
+        A rate of zero changes nothing: with it there are no updates, in whatever units.
+        """
+        if self._optimizer is None:
+            return
+        for index, group in enumerate(self._optimizer.param_groups):
+            rate = float(group["lr"])
+            if rate <= 0 or not math.isfinite(rate):
+                continue
+            if index == len(self._known):
+                self._known.append(rate)
+            factor = self._known[index] / rate
+            if abs(factor - 1) < _SMALLEST_CHANGE:
+                continue
+            self._known[index] = rate
+            for parameter in group["params"]:
+                rescale_residual(parameter, factor)
+
+    def state_dict(self) -> list[float]:
+        """Return the rates that residuals are in units of."""
+        return list(self._known)
+
+    def load_state_dict(self, known: list[float]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self._known = list(known)

@@ -1,0 +1,49 @@
+"""Momentum correction: momentum on each rank, before its gradients are compressed.
+
+"Deep Gradient Compression", Lin et al., ICLR 2018, sections 3.1 and 3.2, algorithm 3. With
+momentum in the optimizer, what a residual delivers late misses the momentum of the steps between.
+So each rank has a *velocity* u, and what is compressed is the velocity, not the gradient g::
+
+    u <- m u + g                        (nesterov: u <- m u + g, and g + m u is compressed)
+    residual <- residual + u            then the largest of it are sent, and left out of it
+    u <- 0 where this rank has sent     (factor masking; sparse codecs only)
+
+The optimizer has no momentum of its own then: ``torch.optim.SGD(..., momentum=0)``. With a codec
+that leaves nothing out, the ranks' average velocity is the velocity of their average gradient:
+the update is that of SGD with momentum m. Masking stops the momentum of what was sent: else the
+same old gradients, delivered late, would go on to push in a direction that the model has left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastcomm.errors import ArgumentError
+
+
+@dataclass(frozen=True)
+class Momentum:
+    """The momentum that the hook applies.
+
+    Args:
+        factor: m, in [0, 1); 0: none.
+        nesterov: Nesterov's form, as torch.optim.SGD has it.
+
+    Raises:
+        ArgumentError: for a factor outside [0, 1).
+    """
+
+    factor: float = 0.0
+    nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.factor < 1:
+            raise ArgumentError(
+                f"momentum {self.factor:g} is outside [0, 1); use 0.9, say, and an optimizer with "
+                "momentum=0"
+            )
+        if self.nesterov and not self.factor:
+            raise ArgumentError("nesterov=True needs a momentum; use momentum=0.9, say")
+
+    def __bool__(self) -> bool:
+        return self.factor > 0

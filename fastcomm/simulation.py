@@ -1,0 +1,142 @@
+"""Training with many ranks in one process: what a codec does to accuracy, without a cluster.
+
+A simulation has one replica of the model, which computes the gradients of one *virtual rank* after
+the other. They are synchronized by the same hook states, C++ schedules and codecs as those of real
+ranks, over a transport that copies memory: results and wire bytes are those of real ranks, with
+the buckets that DDP has after its first step. Time is not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from fastcomm import _C
+from fastcomm.bucket_views import shaped_as
+from fastcomm.codecs import Codec
+from fastcomm.errors import ArgumentError
+from fastcomm.hook import HookState
+from fastcomm.simulated_rank import SimulatedRank
+from fastcomm.stats import Stats
+
+_FIRST_BUCKET_BYTES = 1 << 20  # DDP's own
+
+
+class Simulation:
+    """The gradient synchronization of ``world_size`` virtual ranks that share one model.
+
+    For each step::
+
+        for rank in range(world_size):
+            loss(model(inputs[rank])).backward()
+            simulation.collect(rank)
+        simulation.synchronize()
+        optimizer.step()
+
+    Args:
+        module: the model, with its parameters on the CPU. What else it holds (running means of batch
+            norms) is updated by all virtual ranks, one after the other.
+        world_size: how many virtual ranks there are.
+        codec: a codec or its name; see :func:`fastcomm.codec`.
+        bucket_cap_mb: as of DistributedDataParallel.
+        **options: further arguments of :class:`HookState`.
+
+    Raises:
+        ArgumentError: for an argument that cannot work.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        world_size: int,
+        codec: str | Codec = "int8",
+        bucket_cap_mb: float = 25.0,
+        **options: Any,
+    ) -> None:
+        if world_size < 1:
+            raise ArgumentError(f"world_size {world_size} is less than 1")
+        self._parameters = [p for p in module.parameters() if p.requires_grad]
+        if not self._parameters:
+            raise ArgumentError("the module has no parameters that require gradients")
+        group = _C.SimulatedGroup(world_size)
+        self.states: list[HookState] = []
+        for rank in range(world_size):
+            state = HookState(
+                codec, process_group=SimulatedRank(group, rank, world_size), **options
+            )
+            state.attach(module)
+            state.connect()
+            self.states.append(state)
+        self._buckets = _buckets(self._parameters, bucket_cap_mb)
+        self._gradients: list[list[torch.Tensor] | None] = [None] * world_size
+
+    @property
+    def stats(self) -> Stats:
+        """What rank 0 sent so far; its times are of no meaning."""
+        return self.states[0].stats
+
+    def collect(self, rank: int) -> None:
+        """Take the parameters' gradients as those of a virtual rank, and set them to None.
+
+        A parameter without a gradient has one of zeros.
+        """
+        self._gradients[rank] = [_flat_gradients(bucket) for bucket in self._buckets]
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def synchronize(self) -> None:
+        """Set the parameters' gradients to the average of what was collected from all ranks.
+
+        Raises:
+            ArgumentError: if nothing was collected from a rank since the step before.
+            Error: if the exchange fails.
+        """
+        missing = [rank for rank, collected in enumerate(self._gradients) if collected is None]
+        if missing:
+            raise ArgumentError(
+                f"no gradients of rank {missing[0]} in this step; call collect({missing[0]}) after "
+                "its backward pass"
+            )
+        futures = []
+        for state, collected in zip(self.states, self._gradients, strict=True):
+            assert collected is not None
+            for index, (parameters, buffer) in enumerate(
+                zip(self._buckets, collected, strict=True)
+            ):
+                is_last = index == len(self._buckets) - 1
+                futures.append(state.synchronize_buffer(buffer, parameters, is_last))
+        for future in futures:
+            future.wait()
+        results = self._gradients[0]
+        assert results is not None
+        for parameters, result in zip(self._buckets, results, strict=True):
+            sizes = [parameter.numel() for parameter in parameters]
+            for parameter, part in zip(parameters, torch.split(result, sizes), strict=True):
+                parameter.grad = shaped_as(parameter, part)
+        self._gradients = [None] * len(self.states)
+
+
+def _flat_gradients(parameters: list[torch.Tensor]) -> torch.Tensor:
+    """Return a bucket with the parameters' gradients, as DDP lays them out."""
+    sizes = [parameter.numel() for parameter in parameters]
+    buffer = torch.zeros(sum(sizes), dtype=parameters[0].dtype)
+    for parameter, part in zip(parameters, torch.split(buffer, sizes), strict=True):
+        if parameter.grad is not None:
+            shaped_as(parameter, part).copy_(parameter.grad)
+    return buffer
+
+
+def _buckets(parameters: list[nn.Parameter], bucket_cap_mb: float) -> list[list[torch.Tensor]]:
+    """Return the parameters of each bucket, as DDP has them after its first step.
+
+    Without the order in which gradients become ready, which is taken to be the reverse one.
+    """
+    backwards: list[torch.Tensor] = list(reversed(parameters))
+    limits = [_FIRST_BUCKET_BYTES, int(bucket_cap_mb * 1024 * 1024)]
+    indices, _ = dist._compute_bucket_assignment_by_size(  # type: ignore[attr-defined]
+        backwards, limits
+    )
+    return [[backwards[index] for index in bucket] for bucket in indices]
