@@ -93,7 +93,8 @@ class ResidualGuard:
             self._has_warned = True
             warnings.warn(
                 f"rank {rank}: the residuals are {ratio:.0f} times as large as the gradients: much "
-                "of what the codec leaves out is delivered many steps late, which may cost accuracy; "
+                "of what the codec leaves out is delivered many steps late, which may cost "
+                "accuracy; "
                 'use a denser codec, a longer warm-up or guard="adapt", or lower the learning rate',
                 stacklevel=2,
             )

@@ -59,7 +59,7 @@ class HookState:
             sent as float32, inside the same message.
         warmup_steps: during so many steps, start dense and become sparser (top-k: density ramps
             from 1 to its target; ``int2``, ``sign``: ``int8``, then ``int4``; other codecs: fp32).
-            None: what the codec has by default: none but for ``topk`` below 0.005, ``int2``, ``sign``.
+            None: what the codec has by default: none but for ``topk`` below 0.005.
         codec_threads: how many threads of this rank encode and decode a slice together; results do
             not depend on it. None: the cores that the ranks of this host leave idle, at least 1.
         policy: codecs by parameter name, ``{"embed*": "int8", "*": "topk:0.01"}``: the first shell
@@ -194,9 +194,9 @@ class HookState:
             self._deliveries.may_keep_gradients = module.find_unused_parameters
 
     def follow_learning_rate(self, optimizer: torch.optim.Optimizer) -> None:
-        """Rescale residuals when a learning rate of ``optimizer`` changes, by a scheduler or by hand.
+        """Rescale residuals when a learning rate of ``optimizer`` changes.
 
-        What was left out then makes the update that it would have made in time; see
+        By a scheduler or by hand. What was left out then makes the update that it would have made in time; see
         learning_rates.py. Changes below 1 % wait until they add up. Call it once, on every rank.
 
         Raises:

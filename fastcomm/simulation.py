@@ -35,10 +35,11 @@ class Simulation:
             simulation.collect(rank)
         simulation.synchronize()
         optimizer.step()
+        optimizer.zero_grad()
 
     Args:
-        module: the model, with its parameters on the CPU. What else it holds (running means of batch
-            norms) is updated by all virtual ranks, one after the other.
+        module: the model, with its parameters on the CPU. What else it holds (running means of
+            batch norms) is updated by all virtual ranks, one after the other.
         world_size: how many virtual ranks there are.
         codec: a codec or its name; see :func:`fastcomm.codec`.
         bucket_cap_mb: as of DistributedDataParallel.

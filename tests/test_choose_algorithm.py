@@ -34,16 +34,16 @@ from fastcomm.algorithms import choose_algorithm
 def test_auto_depends_on_codec_ranks_and_size(
     codec: str, world_size: int, num_elements: int, expected: str
 ) -> None:
-    runs = [(num_elements, True)]
-    assert choose_algorithm("auto", fastcomm.codec(codec), world_size, runs) == expected
+    runs = [(num_elements, fastcomm.codec(codec))]
+    assert choose_algorithm("auto", runs, world_size) == expected
 
 
 def test_what_is_not_compressed_counts_with_its_size() -> None:
-    codec = fastcomm.codec("sign")
-    assert choose_algorithm("auto", codec, 2, [(80_000, True)]) == "gather"
-    assert choose_algorithm("auto", codec, 2, [(10, True), (80_000, False)]) == "ring"
+    sign, fp32 = fastcomm.Sign(), fastcomm.Fp32()
+    assert choose_algorithm("auto", [(80_000, sign)], 2) == "gather"
+    assert choose_algorithm("auto", [(10, sign), (80_000, fp32)], 2) == "ring"
 
 
 @pytest.mark.parametrize("algorithm", ["ring", "gather", "scatter_gather"])
 def test_a_choice_is_kept(algorithm: str) -> None:
-    assert choose_algorithm(algorithm, fastcomm.Int8(), 2, [(10, True)]) == algorithm
+    assert choose_algorithm(algorithm, [(10, fastcomm.Int8())], 2) == algorithm

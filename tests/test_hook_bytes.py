@@ -91,7 +91,8 @@ def stats_and_expectation(codec_name: str, algorithm: str) -> None:
     assert stats.raw_bytes == sum(2 * (num_ranks - 1) * n * 4 // num_ranks for n in sizes)
     expected = 0
     for bucket in buckets:
-        runs = [(p.numel(), p.dim() > 1 and p.numel() >= 1024) for p in bucket]
+        is_fp32 = not codec.loses_bits  # what is not compressed is, too
+        runs = [(p.numel(), is_fp32 or (p.dim() > 1 and p.numel() >= 1024)) for p in bucket]
         # Neighbours of a kind share a section.
         merged: list[tuple[int, bool]] = []
         for n, compressed in runs:
@@ -99,7 +100,8 @@ def stats_and_expectation(codec_name: str, algorithm: str) -> None:
                 merged[-1] = (merged[-1][0] + n, compressed)
             else:
                 merged.append((n, compressed))
-        chosen = choose_algorithm(algorithm, codec, num_ranks, merged)
+        its_codecs = {True: codec, False: fastcomm.Fp32()}
+        chosen = choose_algorithm(algorithm, [(n, its_codecs[c]) for n, c in merged], num_ranks)
         whole = payload_bytes(codec, merged, 0, sum(n for n, _ in merged))
         if chosen == "gather" and whole <= _C.largest_opening_payload(num_ranks):
             expected += (num_ranks - 1) * (_C.OPENING_RECORD_BYTES + whole)

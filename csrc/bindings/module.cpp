@@ -271,7 +271,7 @@ PYBIND11_MODULE(_C, module) {
           "future",
           [](const TensorFuture& self) { return std::make_shared<PythonFuture>(self.future); })
       .def("succeed", [](TensorFuture& self) { self.complete(nullptr); }, NoGil())
-      .def("fail", &TensorFuture::fail, py::arg("type"), py::arg("message"), NoGil());
+      .def("fail", &TensorFuture::fail, py::arg("error_type"), py::arg("message"), NoGil());
   module.def("failed_future", [](const std::string& type, const std::string& message) {
     return std::make_shared<PythonFuture>(failed_future(type, message));
   });
