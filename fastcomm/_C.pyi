@@ -52,12 +52,13 @@ class CodecWorkspace:
 
 # `sliced`: as the ring cuts a bucket, a payload for each slice, one after another. `sealed`: False,
 # in benchmarks, leaves out headers and checksums. On a GPU, all work is enqueued on the current
-# stream; decode() of sealed payloads waits for it, to see what the device found wrong.
+# stream; decode() of sealed payloads waits for it, to see what the device found wrong. `runs`: as
+# those of a BucketPlan.
 def payload_bytes(
-    spec: CodecSpec,
+    codecs: list[CodecSpec],
     num_elements: int,
     sliced: bool = False,
-    runs: list[tuple[int, bool]] = ...,
+    runs: list[tuple[int, int]] = ...,
 ) -> int: ...
 def payload_num_elements(payload: Tensor) -> int: ...
 def encode(
@@ -87,11 +88,13 @@ def release_streamed(part: Tensor) -> None: ...
 # A copy past the cache, of float32: what benchmarks compare with.
 def stream_copy(out: Tensor, tensor: Tensor, workspace: CodecWorkspace) -> None: ...
 
+# `runs`: (num_elements, index of its codec in `codecs`) of each part of the bucket; none: all of it
+# has the only codec of the list.
 class BucketPlan:
     def __init__(
         self,
-        codec: CodecSpec,
-        runs: list[tuple[int, bool]],
+        codecs: list[CodecSpec],
+        runs: list[tuple[int, int]],
         algorithm: str,
         threads: ThreadPool | None,
     ) -> None: ...

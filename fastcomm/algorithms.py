@@ -18,6 +18,14 @@ def check_algorithm(algorithm: str) -> None:
         raise ArgumentError(f"unknown algorithm {algorithm!r}; known: {', '.join(known)}")
 
 
+def codecs_and_runs(
+    codec: Codec, runs: list[tuple[int, bool]]
+) -> tuple[list[_C.CodecSpec], list[tuple[int, int]]]:
+    """Return runs of (num_elements, compressed) as the native layer wants them."""
+    specs = [codec.spec, _C.CodecSpec("fp32")]
+    return specs, [(num, 0 if is_compressed else 1) for num, is_compressed in runs]
+
+
 def choose_algorithm(
     algorithm: str,
     codec: Codec,
@@ -46,7 +54,8 @@ def choose_algorithm(
     if algorithm != "auto":
         return algorithm
     num_elements = sum(num for num, _ in runs)
-    payload_bytes = _C.payload_bytes(codec.spec, num_elements, runs=runs)
+    specs, native_runs = codecs_and_runs(codec, runs)
+    payload_bytes = _C.payload_bytes(specs, num_elements, runs=native_runs)
     if has_openings and payload_bytes <= _C.largest_opening_payload(world_size):
         return "gather"
     density = getattr(codec, "density", 1.0)

@@ -19,6 +19,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from fastcomm import _C
+from fastcomm.algorithms import codecs_and_runs
 from fastcomm.codecs import Codec
 from fastcomm.errors import ArgumentError
 from fastcomm.group import ConnectedGroup
@@ -73,7 +74,7 @@ class BucketLayout:
             device = self.parameters[0].device
             resolved = group.algorithm(algorithm, codec, self.runs, device)
             threads = group.threads(num_threads, device)
-            self.plans[key] = _C.BucketPlan(codec.spec, self.runs, resolved, threads)
+            self.plans[key] = _C.BucketPlan(*codecs_and_runs(codec, self.runs), resolved, threads)
         return self.plans[key]
 
 

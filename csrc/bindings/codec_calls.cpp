@@ -29,7 +29,7 @@ void check_residual(const std::optional<at::Tensor>& residual, const at::Tensor&
 
 std::vector<Run> to_runs(const RunPairs& pairs) {
   std::vector<Run> runs;
-  for (const auto& [num_elements, compressed] : pairs) runs.push_back({num_elements, compressed});
+  for (const auto& [num_elements, codec] : pairs) runs.push_back({num_elements, codec});
   return runs;
 }
 
@@ -105,9 +105,9 @@ std::unique_ptr<Codec> make_codec(const CodecSpec& spec, const at::Tensor& tenso
   const BucketMemory memory = memory_of(tensor, residual);
   if (!tensor.is_cpu()) {
     DeviceCodecs& codecs = *workspace.on(tensor.device()).codecs;
-    return codecs.stream_codec(spec, memory, {}, 1.0f, 0, sealed);
+    return codecs.stream_codec({spec}, memory, {}, 1.0f, 0, sealed);
   }
-  BucketCodec codec(spec, memory, {}, 1.0f, 0, workspace.cpu);
+  BucketCodec codec({spec}, memory, {}, 1.0f, 0, workspace.cpu);
   if (sealed) return std::make_unique<BucketCodec>(std::move(codec));
   return std::make_unique<BareBucketCodec>(std::move(codec));
 }
@@ -143,11 +143,11 @@ void check_payload_size(std::span<const std::byte> payload, const Slices& slices
 
 }  // namespace
 
-int64_t payload_bytes(const CodecSpec& spec, int64_t num_elements, bool sliced,
+int64_t payload_bytes(const std::vector<CodecSpec>& codecs, int64_t num_elements, bool sliced,
                       const RunPairs& runs) {
   CodecWorkspace workspace;
   const BucketMemory nowhere{nullptr, DType::kFloat32, nullptr, num_elements};
-  return Slices(BucketCodec(spec, nowhere, to_runs(runs), 1.0f, 0, workspace), !sliced).bytes;
+  return Slices(BucketCodec(codecs, nowhere, to_runs(runs), 1.0f, 0, workspace), !sliced).bytes;
 }
 
 int64_t claimed_num_elements(const at::Tensor& payload) {

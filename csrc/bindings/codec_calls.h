@@ -15,8 +15,8 @@
 
 namespace fastcomm {
 
-// (num_elements, compressed) of each run, as Python has them.
-using RunPairs = std::vector<std::pair<int64_t, bool>>;
+// (num_elements, index of the codec) of each run, as Python has them.
+using RunPairs = std::vector<std::pair<int64_t, int>>;
 std::vector<Run> to_runs(const RunPairs& pairs);
 
 // Throw Error unless a tensor is contiguous memory of a device that fastcomm was built for, or a
@@ -42,7 +42,7 @@ struct CallWorkspace {
 // `sliced`: payloads of slices, one after another, as the ring cuts a bucket. `sealed`: with
 // headers and checksums. On a GPU all tensors are on the same one, and calls enqueue their work on
 // the current stream; decode() of sealed payloads waits to see what the device found wrong.
-int64_t payload_bytes(const CodecSpec& spec, int64_t num_elements, bool sliced,
+int64_t payload_bytes(const std::vector<CodecSpec>& codecs, int64_t num_elements, bool sliced,
                       const RunPairs& runs);
 void encode(const CodecSpec& spec, const at::Tensor& tensor,
             const std::optional<at::Tensor>& residual, const std::vector<at::Tensor>& received,

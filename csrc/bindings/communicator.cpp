@@ -182,11 +182,11 @@ void Communicator::exchange(Lane& lane, const Job& job, std::string& place) {
   std::unique_ptr<Codec> codec;
   if (job.bucket.is_cpu()) {
     lane.workspace.threads = plan.threads;
-    codec = std::make_unique<BucketCodec>(plan.codec, memory, plan.runs, job.factor, rank(),
+    codec = std::make_unique<BucketCodec>(plan.codecs, memory, plan.runs, job.factor, rank(),
                                           lane.workspace);
   } else {
     codec = lane.codecs_on(job.bucket.device())
-                .staged_codec(plan.codec, memory, plan.runs, job.factor, rank());
+                .staged_codec(plan.codecs, memory, plan.runs, job.factor, rank());
   }
   Measurements measurements;
   std::vector<TraceEvent> trace;

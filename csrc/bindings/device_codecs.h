@@ -43,12 +43,12 @@ class DeviceCodecs {
   // codecs/cuda/bucket_codecs.h. The bucket is in device memory, used on the stream; the payloads
   // are in device memory (stream codec) or in host memory (staged codec). Not `is_sealed`, in
   // benchmarks of the kernels: without headers and checksums.
-  virtual std::unique_ptr<Codec> stream_codec(const CodecSpec& spec, BucketMemory memory,
-                                              const std::vector<Run>& runs, float factor, int rank,
-                                              bool is_sealed = true) = 0;
-  virtual std::unique_ptr<Codec> staged_codec(const CodecSpec& spec, BucketMemory memory,
-                                              const std::vector<Run>& runs, float factor,
-                                              int rank) = 0;
+  virtual std::unique_ptr<Codec> stream_codec(const std::vector<CodecSpec>& codecs,
+                                              BucketMemory memory, const std::vector<Run>& runs,
+                                              float factor, int rank, bool is_sealed = true) = 0;
+  virtual std::unique_ptr<Codec> staged_codec(const std::vector<CodecSpec>& codecs,
+                                              BucketMemory memory, const std::vector<Run>& runs,
+                                              float factor, int rank) = 0;
 };
 
 // All throw Error where fastcomm is built for the CPU only.

@@ -182,7 +182,7 @@ PYBIND11_MODULE(_C, module) {
              return workspace;
            }),
            py::arg("threads") = nullptr);
-  module.def("payload_bytes", payload_bytes, py::arg("spec"), py::arg("num_elements"),
+  module.def("payload_bytes", payload_bytes, py::arg("codecs"), py::arg("num_elements"),
              py::arg("sliced") = false, py::arg("runs") = RunPairs{});
   module.def("payload_num_elements", claimed_num_elements);
   module.def("encode", encode, py::arg("spec"), py::arg("tensor"), py::arg("residual"),
@@ -196,12 +196,12 @@ PYBIND11_MODULE(_C, module) {
              NoGil());
 
   py::class_<BucketPlan, std::shared_ptr<BucketPlan>>(module, "BucketPlan")
-      .def(py::init([](CodecSpec codec, const RunPairs& runs, const std::string& algorithm,
-                       std::shared_ptr<ThreadPool> threads) {
+      .def(py::init([](std::vector<CodecSpec> codecs, const RunPairs& runs,
+                       const std::string& algorithm, std::shared_ptr<ThreadPool> threads) {
              return std::make_shared<BucketPlan>(BucketPlan{
-                 std::move(codec), to_runs(runs), &schedule(algorithm), std::move(threads)});
+                 std::move(codecs), to_runs(runs), &schedule(algorithm), std::move(threads)});
            }),
-           py::arg("codec"), py::arg("runs"), py::arg("algorithm"), py::arg("threads"));
+           py::arg("codecs"), py::arg("runs"), py::arg("algorithm"), py::arg("threads"));
 
   Class<Communicator> communicator(module, "Communicator");
   communicator

@@ -107,7 +107,7 @@ void StreamCommunicator::exchange(Lane& lane, int lane_index, const at::Tensor& 
   ready.block(stream);
   lane.codecs->keep_memory_if_capturing();
 
-  const auto codec = lane.codecs->stream_codec(plan.codec, memory_of(bucket, residual), plan.runs,
+  const auto codec = lane.codecs->stream_codec(plan.codecs, memory_of(bucket, residual), plan.runs,
                                                factor, groups_.rank());
   Measurements measurements;
   std::vector<TraceEvent> trace;

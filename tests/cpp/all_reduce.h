@@ -21,10 +21,13 @@ struct GroupOptions {
   int world_size = 2;
   int64_t num_elements = 0;
   DType dtype = DType::kFloat32;
-  std::vector<Run> runs = {};
+  std::vector<Run> runs = {};                // of `codec`, 0, or another, from 1 on
+  std::vector<CodecSpec> other_codecs = {};  // of the runs; none: fp32
   float factor = 1;
   int64_t slice_elements = 0;  // 0: as the codec says
   int num_threads = 1;         // of a pool that the ranks share
+
+  std::vector<CodecSpec> codecs() const { return codec_list(codec, runs, other_codecs); }
 };
 
 // The codec of a bucket with slices of another size, so that small buckets have several, and with
@@ -95,7 +98,7 @@ class Group {
     Rank& rank = ranks_[static_cast<size_t>(index)];
     auto memory = to_dtype(options_.dtype, gradient);
     BucketCodec bucket(
-        options_.codec,
+        options_.codecs(),
         {memory.data(), options_.dtype, rank.residual.empty() ? nullptr : rank.residual.data(),
          options_.num_elements},
         options_.runs, options_.factor, index, rank.workspace);

@@ -12,9 +12,12 @@ namespace fastcomm::testing {
 struct BucketOptions {
   CodecSpec codec{"int8"};
   DType dtype = DType::kFloat32;
-  std::vector<Run> runs = {};
+  std::vector<Run> runs = {};                // of `codec`, 0, or another, from 1 on
+  std::vector<CodecSpec> other_codecs = {};  // of the runs; none: fp32
   int rank = 0;
   int num_threads = 0;  // 0: no pool
+
+  std::vector<CodecSpec> codecs() const { return codec_list(codec, runs, other_codecs); }
 };
 
 class Bucket {
@@ -26,7 +29,7 @@ class Bucket {
         memory_(to_dtype(options.dtype, gradient)),
         residual_(std::move(residual)),
         workspace_(make_workspace(options.num_threads)),
-        codec_(options.codec,
+        codec_(options.codecs(),
                {memory_.data(), dtype_, residual_.empty() ? nullptr : residual_.data(),
                 static_cast<int64_t>(gradient.size())},
                options.runs, 1, options.rank, workspace_) {}

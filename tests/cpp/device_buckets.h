@@ -28,7 +28,7 @@ class DeviceTwin {
         gradient_(to_dtype(options.dtype, gradient),
                   misalignment * static_cast<int64_t>(dtype_bytes(options.dtype))),
         residual_(bytes_of(residual), misalignment * int64_t{sizeof(float)}),
-        codec_(options.codec,
+        codec_(options.codecs(),
                {gradient_.data(), options.dtype,
                 has_residual_ ? reinterpret_cast<float*>(residual_.data()) : nullptr,
                 static_cast<int64_t>(gradient.size())},
