@@ -97,7 +97,7 @@ class BufferPool:
     def for_payloads(self, spec: _C.CodecSpec, workspace: _C.CodecWorkspace) -> list[Buffers]:
         """Return the sets with payloads of a codec in them, and a residual of zero."""
         num_elements = self.sets[0].gradient.numel()
-        size = _C.payload_bytes(spec, num_elements, sliced=True)
+        size = _C.payload_bytes([spec], num_elements, sliced=True)
         sets = [
             replace(
                 s, received=s.received[:size], payload=s.payload[:size], unsealed=s.unsealed[:size]

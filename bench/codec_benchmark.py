@@ -150,7 +150,7 @@ def main() -> None:
     about = facts()
     measured = list(candidates(arguments.codec))
     largest_payload = max(
-        _C.payload_bytes(candidate.spec, arguments.num_elements, sliced=True)
+        _C.payload_bytes([candidate.spec], arguments.num_elements, sliced=True)
         for candidate in measured
     )
     pool = BufferPool.allocate(arguments.num_elements, DTYPES[arguments.dtype], largest_payload)

@@ -117,7 +117,7 @@ def same_as_cpu(spec: _C.CodecSpec, variant: Variant) -> dict[str, bool]:
     sliced, found = variant.sliced, {}
     generator = torch.Generator().manual_seed(7)
     gradient, residual, theirs = torch.randn(3, _SIZE_ON_CPU, generator=generator).unbind()
-    size = _C.payload_bytes(spec, _SIZE_ON_CPU, sliced)
+    size = _C.payload_bytes([spec], _SIZE_ON_CPU, sliced)
     other = torch.zeros(size, dtype=torch.uint8)
     _C.encode(spec, theirs.contiguous(), None, [], other, _C.CodecWorkspace(), sliced)
     for operation, received in (("encode", []), ("hop", [other])):

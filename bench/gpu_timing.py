@@ -55,7 +55,7 @@ class GpuPool:
 
     def for_payloads(self, spec: _C.CodecSpec, sliced: bool) -> list[GpuBuffers]:
         """Return the sets with payloads of a codec in them, and a residual of zero."""
-        size = _C.payload_bytes(spec, self.num_elements, sliced)
+        size = _C.payload_bytes([spec], self.num_elements, sliced)
         workspace = _C.CodecWorkspace()
         sets = []
         for index in range(NUM_SETS):

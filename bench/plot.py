@@ -16,6 +16,7 @@ from typing import NamedTuple
 import matplotlib.style
 from matplotlib.figure import Figure, SubFigure
 
+from plot_accuracy import curves_height, draw_curves, draw_finals, draw_rates, rates_height
 from plot_allreduce import allreduce_height, draw_allreduce
 from plot_codecs import codecs_height, draw_codecs
 from plot_ddp import ddp_height, draw_ddp
@@ -34,6 +35,9 @@ class Drawing(NamedTuple):
 
 # By the "benchmark" field of the rows.
 DRAWINGS = {
+    "accuracy": Drawing(draw_finals, curves_height),
+    "accuracy_curve": Drawing(draw_curves, curves_height),
+    "accuracy_learning_rate": Drawing(draw_rates, rates_height),
     "allreduce": Drawing(draw_allreduce, allreduce_height),
     "codec": Drawing(draw_codecs, codecs_height),
     "ddp": Drawing(draw_ddp, ddp_height),

@@ -52,12 +52,13 @@ class CodecWorkspace:
 
 # `sliced`: as the ring cuts a bucket, a payload for each slice, one after another. `sealed`: False,
 # in benchmarks, leaves out headers and checksums. On a GPU, all work is enqueued on the current
-# stream; decode() of sealed payloads waits for it, to see what the device found wrong.
+# stream; decode() of sealed payloads waits for it, to see what the device found wrong. `runs`: as
+# those of a BucketPlan.
 def payload_bytes(
-    spec: CodecSpec,
+    codecs: list[CodecSpec],
     num_elements: int,
     sliced: bool = False,
-    runs: list[tuple[int, bool]] = ...,
+    runs: list[tuple[int, int]] = ...,
 ) -> int: ...
 def payload_num_elements(payload: Tensor) -> int: ...
 def encode(
@@ -69,6 +70,7 @@ def encode(
     workspace: CodecWorkspace,
     sliced: bool = False,
     sealed: bool = True,
+    velocity: Tensor | None = None,  # becomes 0 where a sparse codec sends a finite value
 ) -> None: ...
 def decode(
     spec: CodecSpec,
@@ -87,11 +89,13 @@ def release_streamed(part: Tensor) -> None: ...
 # A copy past the cache, of float32: what benchmarks compare with.
 def stream_copy(out: Tensor, tensor: Tensor, workspace: CodecWorkspace) -> None: ...
 
+# `runs`: (num_elements, index of its codec in `codecs`) of each part of the bucket; none: all of it
+# has the only codec of the list.
 class BucketPlan:
     def __init__(
         self,
-        codec: CodecSpec,
-        runs: list[tuple[int, bool]],
+        codecs: list[CodecSpec],
+        runs: list[tuple[int, int]],
         algorithm: str,
         threads: ThreadPool | None,
     ) -> None: ...
@@ -110,6 +114,11 @@ class Communicator:
         step: int,
         bucket_index: int,
         caller_waits: bool = False,  # run it on this thread, if that is possible
+        # velocity = momentum * velocity + bucket; the bucket's values are then those of velocity
+        # (nesterov: bucket + momentum * velocity). Needs a residual.
+        velocity: Tensor | None = None,
+        momentum: float = 0.0,
+        nesterov: bool = False,
     ) -> Future[Tensor]: ...
     def measurements(self) -> dict[str, float]: ...
     def start_trace(self) -> None: ...
@@ -129,6 +138,9 @@ class StreamCommunicator:
         step: int,
         bucket_index: int,
         caller_waits: bool = False,  # of no effect
+        velocity: Tensor | None = None,  # as above
+        momentum: float = 0.0,
+        nesterov: bool = False,
     ) -> Future[Tensor]: ...
     # Waits for what is enqueued; False if it failed or takes longer.
     def finish(self, seconds: float) -> bool: ...
@@ -152,10 +164,13 @@ class SimulatedCommunicator:
         factor: float,
         step: int,
         bucket_index: int,
+        velocity: Tensor | None = None,  # as above
+        momentum: float = 0.0,
+        nesterov: bool = False,
     ) -> Future[Tensor]: ...
     def measurements(self) -> dict[str, float]: ...
 
-# A future that will hold `tensor`, and what completes it, once. `error_type`: a class of fastcomm.errors.
+# A future that will hold `tensor`, and what completes it. `error_type`: a class of fastcomm.errors.
 class TensorFuture:
     def __init__(self, tensor: Tensor) -> None: ...
     @property

@@ -82,7 +82,7 @@ class Codec:
         """Return the size in bytes of a payload of ``num_elements`` elements, header included."""
         if num_elements < 0:
             raise ArgumentError(f"num_elements {num_elements} is negative; pass tensor.numel()")
-        return _C.payload_bytes(self.spec, num_elements)
+        return _C.payload_bytes([self.spec], num_elements)
 
     def encode(self, tensor: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """Encode ``tensor + residual`` and leave in ``residual`` what the payload leaves out.

@@ -35,6 +35,10 @@ class Connection(Protocol):
         factor: float,
         step: int,
         bucket_index: int = 0,
+        *,
+        velocity: torch.Tensor | None = None,
+        momentum: float = 0.0,
+        nesterov: bool = False,
     ) -> torch.futures.Future[torch.Tensor]: ...
     def measurements(self) -> dict[str, float]: ...  # noqa: D102
     def start_trace(self) -> None: ...  # noqa: D102

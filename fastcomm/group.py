@@ -227,13 +227,26 @@ class ConnectedGroup:
         step: int,
         bucket_index: int = 0,
         caller_waits: bool = False,
+        velocity: torch.Tensor | None = None,
+        momentum: float = 0.0,
+        nesterov: bool = False,
     ) -> torch.futures.Future[torch.Tensor]:
         """Start ``bucket = factor * sum over ranks``; the future will hold ``bucket``.
 
         ``caller_waits``: the caller waits at once, so that its own thread may do the work.
+        ``velocity``: adds the gradient to it first, times ``momentum``, and sends that instead.
         """
         return self._communicator(bucket.device).all_reduce(
-            bucket, residual, plan, factor, step & 0xFFFFFFFF, bucket_index & 0xFFFF, caller_waits
+            bucket,
+            residual,
+            plan,
+            factor,
+            step & 0xFFFFFFFF,
+            bucket_index & 0xFFFF,
+            caller_waits,
+            velocity,
+            momentum,
+            nesterov,
         )
 
     def measurements(self) -> dict[str, float]:

@@ -196,8 +196,9 @@ class HookState:
     def follow_learning_rate(self, optimizer: torch.optim.Optimizer) -> None:
         """Rescale residuals when a learning rate of ``optimizer`` changes.
 
-        By a scheduler or by hand. What was left out then makes the update that it would have made in time; see
-        learning_rates.py. Changes below 1 % wait until they add up. Call it once, on every rank.
+        By a scheduler or by hand. What was left out then makes the update that it would have made
+        in time; see learning_rates.py. Changes below 1 % wait until they add up. Call it once, on
+        every rank.
 
         Raises:
             ArgumentError: if it is no optimizer.
@@ -262,6 +263,10 @@ class HookState:
             1.0 / world_size,
             self._steps.number,
             part.index,
+            # A rank without data has no momentum to go on with.
+            velocity=None if self._steps.is_joined else layout.velocity,
+            momentum=self._momentum.factor,
+            nesterov=self._momentum.nesterov,
         )
         self._steps.buckets.note(part)
         self._counters.add(gradients, world_size)

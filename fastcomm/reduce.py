@@ -83,7 +83,7 @@ class _Connection:
         threads = self.group.threads(codec_threads, tensor.device)
         key = (codec, algorithm, threads)
         if key not in self.plans:
-            self.plans[key] = _C.BucketPlan(codec.spec, [], algorithm, threads)
+            self.plans[key] = _C.BucketPlan([codec.spec], [], algorithm, threads)
         return self.plans[key]
 
 

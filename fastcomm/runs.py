@@ -23,22 +23,19 @@ def merged_runs(runs: Iterable[tuple[int, Codec]]) -> Runs:
     return merged
 
 
-def native_runs(runs: Runs) -> tuple[_C.CodecSpec, list[tuple[int, bool]]]:
+def native_runs(runs: Runs) -> tuple[list[_C.CodecSpec], list[tuple[int, int]]]:
     """Return the codecs of ``runs``, each once, and (num_elements, index of its codec)."""
-    codecs = list(dict.fromkeys(codec for _, codec in runs if str(codec) != "fp32"))
-    assert len(codecs) <= 1, "one codec for now"
-    if not codecs:
-        return runs[0][1].spec, [(n, True) for n, c in runs]
-    return codecs[0].spec, [(n, c == codecs[0]) for n, c in runs]
+    codecs = list(dict.fromkeys(codec for _, codec in runs))
+    index = {codec: place for place, codec in enumerate(codecs)}
+    return [codec.spec for codec in codecs], [(number, index[codec]) for number, codec in runs]
 
 
 def bucket_plan(runs: Runs, algorithm: str, threads: _C.ThreadPool | None) -> _C.BucketPlan:
     """Return the plan of a bucket."""
-    spec, native = native_runs(runs)
-    return _C.BucketPlan(spec, native, algorithm, threads)
+    return _C.BucketPlan(*native_runs(runs), algorithm, threads)
 
 
 def payload_bytes(runs: Runs) -> int:
     """Return the size in bytes of a payload of a whole bucket, header included."""
-    spec, native = native_runs(runs)
-    return _C.payload_bytes(spec, sum(num for num, _ in runs), runs=native)
+    codecs, its_runs = native_runs(runs)
+    return _C.payload_bytes(codecs, sum(number for number, _ in runs), runs=its_runs)

@@ -62,10 +62,21 @@ class SimulatedConnection:
         factor: float,
         step: int,
         bucket_index: int = 0,
+        velocity: torch.Tensor | None = None,
+        momentum: float = 0.0,
+        nesterov: bool = False,
     ) -> torch.futures.Future[torch.Tensor]:
         """Submit this rank's part of an exchange, which runs with the last rank's."""
         return self._communicator.all_reduce(
-            bucket, residual, plan, factor, step & 0xFFFFFFFF, bucket_index & 0xFFFF
+            bucket,
+            residual,
+            plan,
+            factor,
+            step & 0xFFFFFFFF,
+            bucket_index & 0xFFFF,
+            velocity,
+            momentum,
+            nesterov,
         )
 
     def measurements(self) -> dict[str, float]:

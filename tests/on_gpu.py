@@ -110,7 +110,7 @@ def encode(
     """Encode on ``device``, with gradient and residual ``offset`` elements into their memory."""
     spec = fastcomm.codec(name).spec
     residual = None if given.residual is None else shifted(given.residual, device, offset)
-    size = _C.payload_bytes(spec, given.gradient.numel(), sliced)
+    size = _C.payload_bytes([spec], given.gradient.numel(), sliced)
     payload = torch.full((size,), 0xA5, dtype=torch.uint8, device=device)
     _C.encode(
         spec,

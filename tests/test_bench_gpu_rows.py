@@ -24,7 +24,7 @@ from tables import console
 )
 def test_bytes_that_operations_must_move(codec: str, bits: float) -> None:
     size = 25_000_000
-    payload = _C.payload_bytes(_C.CodecSpec(codec), size)
+    payload = _C.payload_bytes([_C.CodecSpec(codec)], size)
     codes = bits / 8
     per_element = {
         operation: moved_bytes(operation, size, 4, payload) / size

@@ -68,7 +68,7 @@ def test_a_payload_may_stand_anywhere_in_a_message(name: str) -> None:
 def test_buckets_cut_in_slices_are_the_cpus(name: str, sealed: bool) -> None:
     size = SEVERAL_SLICES[name]
     spec = fastcomm.codec(name).spec
-    other = torch.empty(_C.payload_bytes(spec, size, sliced=True), dtype=torch.uint8)
+    other = torch.empty(_C.payload_bytes([spec], size, sliced=True), dtype=torch.uint8)
     _C.encode(spec, on_gpu.gaussian(size, 1), None, [], other, _C.CodecWorkspace(), sliced=True)
     given = on_gpu.Input(on_gpu.gaussian(size), 0.1 * on_gpu.gaussian(size, 2), [other], name)
     found, expected = (
@@ -110,7 +110,7 @@ def test_calls_that_share_a_workspace_do_not_disturb_each_other(name: str) -> No
     spec, workspace = fastcomm.codec(name).spec, _C.CodecWorkspace()
     for size in (1_000_003, 700, 70_000, 1, 0, 1_000_003):
         gradient = on_gpu.gaussian(size)
-        payload = torch.empty(_C.payload_bytes(spec, size), dtype=torch.uint8, device=GPU)
+        payload = torch.empty(_C.payload_bytes([spec], size), dtype=torch.uint8, device=GPU)
         _C.encode(spec, gradient.to(GPU), None, [], payload, workspace)
         expected = fastcomm.codec(name).encode(gradient)
         assert torch.equal(payload.cpu(), expected), f"{size} elements"

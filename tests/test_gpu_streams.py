@@ -24,7 +24,7 @@ class Kernels:
     def __post_init__(self) -> None:
         codec = fastcomm.codec(self.name)
         self.spec, self.workspace = codec.spec, _C.CodecWorkspace()
-        size = _C.payload_bytes(self.spec, SIZE, sliced=True)
+        size = _C.payload_bytes([self.spec], SIZE, sliced=True)
         self.gradient = torch.zeros(SIZE, device=GPU)
         self.residual = torch.zeros(SIZE, device=GPU)
         self.out = torch.zeros(SIZE, device=GPU)

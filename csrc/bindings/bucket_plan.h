@@ -10,7 +10,7 @@
 namespace fastcomm {
 
 struct BucketPlan {
-  CodecSpec codec;
+  std::vector<CodecSpec> codecs;
   std::vector<Run> runs;
   const Schedule* schedule;
   std::shared_ptr<ThreadPool> threads;  // that help the CPU to encode and decode; may be null

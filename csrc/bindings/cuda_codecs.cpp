@@ -8,6 +8,7 @@
 
 #include "bindings/device_codecs.h"
 #include "codecs/cuda/bucket_codecs.h"
+#include "codecs/cuda/velocity.h"
 #include "core/cuda.h"
 #include "core/pages.h"
 
@@ -89,17 +90,21 @@ class CudaCodecs final : public DeviceCodecs {
     return memory;
   }
 
-  std::unique_ptr<Codec> stream_codec(const CodecSpec& spec, BucketMemory memory,
+  void accumulate_velocity(const BucketMemory& memory, const Momentum& momentum) override {
+    enqueue_accumulate_velocity(memory, momentum, stream_.stream());
+  }
+
+  std::unique_ptr<Codec> stream_codec(const std::vector<CodecSpec>& codecs, BucketMemory memory,
                                       const std::vector<Run>& runs, float factor, int rank,
                                       bool is_sealed) override {
-    auto codec = std::make_unique<StreamCodec>(spec, memory, runs, factor, rank, workspace_);
+    auto codec = std::make_unique<StreamCodec>(codecs, memory, runs, factor, rank, workspace_);
     if (!is_sealed) codec->leave_unsealed();
     return codec;
   }
-  std::unique_ptr<Codec> staged_codec(const CodecSpec& spec, BucketMemory memory,
+  std::unique_ptr<Codec> staged_codec(const std::vector<CodecSpec>& codecs, BucketMemory memory,
                                       const std::vector<Run>& runs, float factor,
                                       int rank) override {
-    return std::make_unique<StagedCodec>(spec, memory, runs, factor, rank, workspace_);
+    return std::make_unique<StagedCodec>(codecs, memory, runs, factor, rank, workspace_);
   }
 
  private:

@@ -21,24 +21,23 @@ using PythonFuture = torch::jit::PythonFutureWrapper;
 using NoGil = py::call_guard<py::gil_scoped_release>;
 
 // Throws here what would be an error on a lane.
-void check_bucket(const at::Tensor& bucket, const std::optional<at::Tensor>& residual) {
-  check_memory(bucket, "tensor");
-  check_residual(residual, bucket);
-  dtype_of(bucket);
+void check_bucket(const BucketTensors& tensors) {
+  check_tensors(tensors);
+  FASTCOMM_CHECK(!tensors.velocity || tensors.residual,
+                 "there is a velocity but no residual, where what is not sent waits");
 }
 
 // Hands the job to submit(job), without the GIL.
 template <class Submit>
-std::shared_ptr<PythonFuture> start_all_reduce(const at::Tensor& bucket,
-                                               const std::optional<at::Tensor>& residual,
+std::shared_ptr<PythonFuture> start_all_reduce(BucketTensors tensors, Momentum momentum,
                                                std::shared_ptr<const BucketPlan> plan, float factor,
                                                ExchangeId id, Submit&& submit) {
-  check_bucket(bucket, residual);
-  TensorFuture result(bucket);
+  check_bucket(tensors);
+  TensorFuture result(tensors.bucket);
   Future future = result.future;
   Job job{std::move(plan),
-          bucket,
-          residual,
+          std::move(tensors),
+          momentum,
           factor,
           id,
           [result](const std::exception_ptr& error) mutable { result.complete(error); }};
@@ -50,9 +49,12 @@ std::shared_ptr<PythonFuture> start_all_reduce(const at::Tensor& bucket,
 std::shared_ptr<PythonFuture> all_reduce(Communicator& communicator, const at::Tensor& bucket,
                                          const std::optional<at::Tensor>& residual,
                                          std::shared_ptr<const BucketPlan> plan, float factor,
-                                         uint32_t step, uint16_t bucket_index, bool caller_waits) {
+                                         uint32_t step, uint16_t bucket_index, bool caller_waits,
+                                         const std::optional<at::Tensor>& velocity, float momentum,
+                                         bool nesterov) {
   return start_all_reduce(
-      bucket, residual, std::move(plan), factor, {step, bucket_index},
+      {bucket, residual, velocity}, {momentum, nesterov}, std::move(plan), factor,
+      {step, bucket_index},
       [&](Job job) { communicator.submit(std::move(job), caller_waits); });
 }
 
@@ -65,26 +67,28 @@ struct SimulatedCommunicator {
 std::shared_ptr<PythonFuture> all_reduce_simulated(
     SimulatedCommunicator& communicator, const at::Tensor& bucket,
     const std::optional<at::Tensor>& residual, std::shared_ptr<const BucketPlan> plan, float factor,
-    uint32_t step, uint16_t bucket_index) {
+    uint32_t step, uint16_t bucket_index, const std::optional<at::Tensor>& velocity,
+    float momentum, bool nesterov) {
   return start_all_reduce(
-      bucket, residual, std::move(plan), factor, {step, bucket_index},
+      {bucket, residual, velocity}, {momentum, nesterov}, std::move(plan), factor,
+      {step, bucket_index},
       [&](Job job) { communicator.group->submit(communicator.rank, std::move(job)); });
 }
 
-std::shared_ptr<PythonFuture> all_reduce_on_stream(StreamCommunicator& communicator,
-                                                   const at::Tensor& bucket,
-                                                   const std::optional<at::Tensor>& residual,
-                                                   const std::shared_ptr<const BucketPlan>& plan,
-                                                   float factor, uint32_t step,
-                                                   uint16_t bucket_index, bool /*caller_waits*/) {
-  check_bucket(bucket, residual);
+std::shared_ptr<PythonFuture> all_reduce_on_stream(
+    StreamCommunicator& communicator, const at::Tensor& bucket,
+    const std::optional<at::Tensor>& residual, const std::shared_ptr<const BucketPlan>& plan,
+    float factor, uint32_t step, uint16_t bucket_index, bool /*caller_waits*/,
+    const std::optional<at::Tensor>& velocity, float momentum, bool nesterov) {
+  const BucketTensors tensors{bucket, residual, velocity};
+  check_bucket(tensors);
   TensorFuture result(bucket);
   const py::gil_scoped_release no_gil;
   c10::OptionalStreamGuard guard;
   std::exception_ptr error;
   try {
-    guard.reset_stream(
-        communicator.all_reduce(bucket, residual, *plan, factor, {step, bucket_index}));
+    guard.reset_stream(communicator.all_reduce(tensors, {momentum, nesterov}, *plan, factor,
+                                               {step, bucket_index}));
   } catch (const std::exception&) {
     error = current_error_at(describe_place(communicator.rank(), {step, bucket_index}));
   }
@@ -154,7 +158,8 @@ void define_communicator(Class<T>& communicator, AllReduce&& all_reduce) {
   communicator
       .def("all_reduce", all_reduce, py::arg("bucket"), py::arg("residual"), py::arg("plan"),
            py::arg("factor"), py::arg("step"), py::arg("bucket_index"),
-           py::arg("caller_waits") = false)
+           py::arg("caller_waits") = false, py::arg("velocity") = std::nullopt,
+           py::arg("momentum") = 0.0f, py::arg("nesterov") = false)
       .def("measurements",
            [](const T& self) { return measurements_dict(self.record().measurements()); })
       .def("start_trace", [](T& self) { self.record().start_trace(); })
@@ -209,12 +214,13 @@ PYBIND11_MODULE(_C, module) {
              return workspace;
            }),
            py::arg("threads") = nullptr);
-  module.def("payload_bytes", payload_bytes, py::arg("spec"), py::arg("num_elements"),
+  module.def("payload_bytes", payload_bytes, py::arg("codecs"), py::arg("num_elements"),
              py::arg("sliced") = false, py::arg("runs") = RunPairs{});
   module.def("payload_num_elements", claimed_num_elements);
   module.def("encode", encode, py::arg("spec"), py::arg("tensor"), py::arg("residual"),
              py::arg("received"), py::arg("payload"), py::arg("workspace"),
-             py::arg("sliced") = false, py::arg("sealed") = true, NoGil());
+             py::arg("sliced") = false, py::arg("sealed") = true,
+             py::arg("velocity") = std::nullopt, NoGil());
   module.def("decode", decode, py::arg("spec"), py::arg("payload"), py::arg("out"),
              py::arg("workspace"), py::arg("sliced") = false, py::arg("sealed") = true, NoGil());
   module.def("streamed_zeros", streamed_zeros, py::arg("num_elements"));
@@ -223,12 +229,12 @@ PYBIND11_MODULE(_C, module) {
              NoGil());
 
   py::class_<BucketPlan, std::shared_ptr<BucketPlan>>(module, "BucketPlan")
-      .def(py::init([](CodecSpec codec, const RunPairs& runs, const std::string& algorithm,
-                       std::shared_ptr<ThreadPool> threads) {
+      .def(py::init([](std::vector<CodecSpec> codecs, const RunPairs& runs,
+                       const std::string& algorithm, std::shared_ptr<ThreadPool> threads) {
              return std::make_shared<BucketPlan>(BucketPlan{
-                 std::move(codec), to_runs(runs), &schedule(algorithm), std::move(threads)});
+                 std::move(codecs), to_runs(runs), &schedule(algorithm), std::move(threads)});
            }),
-           py::arg("codec"), py::arg("runs"), py::arg("algorithm"), py::arg("threads"));
+           py::arg("codecs"), py::arg("runs"), py::arg("algorithm"), py::arg("threads"));
 
   Class<Communicator> communicator(module, "Communicator");
   communicator
@@ -260,7 +266,9 @@ PYBIND11_MODULE(_C, module) {
            }),
            py::arg("group"), py::arg("rank"))
       .def("all_reduce", all_reduce_simulated, py::arg("bucket"), py::arg("residual"),
-           py::arg("plan"), py::arg("factor"), py::arg("step"), py::arg("bucket_index"))
+           py::arg("plan"), py::arg("factor"), py::arg("step"), py::arg("bucket_index"),
+           py::arg("velocity") = py::none(), py::arg("momentum") = 0.0f,
+           py::arg("nesterov") = false)
       .def("measurements", [](const SimulatedCommunicator& self) {
         return measurements_dict(self.group->record(self.rank).measurements());
       });

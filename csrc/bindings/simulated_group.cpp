@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "bindings/default_floating_point.h"
-#include "bindings/device_codecs.h"
+#include "codecs/velocity/velocity.h"
 #include "collectives/in_process_ranks.h"
 #include "collectives/opening.h"
 #include "core/check.h"
@@ -39,8 +39,8 @@ ExchangeRecord& SimulatedGroup::record(int rank) {
 
 void SimulatedGroup::submit(int rank, Job job) {
   record(rank);  // checks the rank
-  FASTCOMM_CHECK(job.bucket.is_cpu(), "simulated ranks have their gradients on the CPU, not on "
-                                          << job.bucket.device());
+  FASTCOMM_CHECK(job.tensors.bucket.is_cpu(), "simulated ranks have their gradients on the CPU, not on "
+                                          << job.tensors.bucket.device());
   FASTCOMM_CHECK(!has_failed_, "an earlier exchange of this simulation failed; make a new one");
   ranks_[static_cast<size_t>(rank)]->jobs.push_back(std::move(job));
   while (std::ranges::none_of(ranks_, [](const auto& each) { return each->jobs.empty(); })) {
@@ -60,8 +60,9 @@ void SimulatedGroup::run(std::vector<Job>& jobs) {
     const Job& job = jobs[static_cast<size_t>(index)];
     const BucketPlan& plan = *job.plan;
     rank.workspace.threads = plan.threads;
-    BucketCodec codec(plan.codec, memory_of(job.bucket, job.residual), plan.runs, job.factor, index,
-                      rank.workspace);
+    const BucketMemory memory = job.tensors.memory();
+    if (job.tensors.velocity) accumulate_velocity(memory, job.momentum, plan.threads.get());
+    BucketCodec codec(plan.codecs, memory, plan.runs, job.factor, index, rank.workspace);
     Measurements measurements;
     std::vector<TraceEvent> trace;
     Exchange exchange(codec, *rank.transport, rank.buffers, measurements, job.id,

@@ -19,7 +19,7 @@ namespace fastcomm {
 struct CodecWorkspace {
   // Threads that share the work of one range; nullptr: only the caller's.
   std::shared_ptr<ThreadPool> threads;
-  RotationSigns signs;
+  std::vector<RotationSigns> signs;  // of each codec of the bucket; only rotated ones have any
   TopKEncoder topk_encoder;
   TopKDecoder topk_decoder;
   std::vector<TopKPiece> topk_pieces;
@@ -29,10 +29,10 @@ struct CodecWorkspace {
 
 class BucketCodec final : public Codec {
  public:
-  // `runs` cover the bucket; empty: all of it is compressed. `factor` multiplies the decoded sum;
-  // `rank` tells the random numbers of ranks apart.
-  BucketCodec(const CodecSpec& spec, BucketMemory memory, const std::vector<Run>& runs,
-              float factor, int rank, CodecWorkspace& workspace);
+  // `runs` cover the bucket; empty: all of it has the only codec of the list. `factor` multiplies
+  // the decoded sum; `rank` tells the random numbers of ranks apart.
+  BucketCodec(const std::vector<CodecSpec>& codecs, BucketMemory memory,
+              const std::vector<Run>& runs, float factor, int rank, CodecWorkspace& workspace);
 
   BucketShape shape() const override { return layout_.shape(); }
   std::string describe() const override { return layout_.describe(); }
@@ -50,14 +50,24 @@ class BucketCodec final : public Codec {
   void decode_sections(ElementRange range, std::span<const std::span<const std::byte>> payloads);
 
  private:
-  // The section of [begin, end), at `offset` of every payload.
-  void encode_dense(const DenseFormat& format, int64_t begin, int64_t end,
-                    std::span<const std::span<const std::byte>> received,
-                    std::span<std::byte> payload, int64_t offset, const RoundingNoise* noise);
-  void decode_dense(const DenseFormat& format, int64_t begin, int64_t end,
-                    std::span<const std::span<const std::byte>> payloads, int64_t offset);
-  const RotationSigns* signs() const {
-    return layout_.spec().rotates ? &workspace_.signs : nullptr;
+  // Elements whose section is at `offset` of every payload.
+  struct DenseRun {
+    int64_t begin, end;
+    int codec;
+    const DenseFormat& format;
+    int64_t offset;
+  };
+  void encode_dense(const DenseRun& run, std::span<const std::span<const std::byte>> received,
+                    std::span<std::byte> payload, const MessageLabel& label);
+  void decode_dense(const DenseRun& run, std::span<const std::span<const std::byte>> payloads);
+  void encode_sparse(ElementRange range, const BucketLayout::SparseSection& section,
+                     std::span<const std::span<const std::byte>> received,
+                     std::span<std::byte> payload);
+  void decode_sparse(ElementRange range, const BucketLayout::SparseSection& section,
+                     std::span<const std::span<const std::byte>> payloads);
+  const RotationSigns* signs(int codec) const {
+    const bool rotates = layout_.is_rotated(codec) && layout_.spec(codec).rotates;
+    return rotates ? &workspace_.signs[static_cast<size_t>(codec)] : nullptr;
   }
   // Where the sections at `offset` of every payload are.
   std::span<const std::byte* const> sections_at(

@@ -121,7 +121,7 @@ struct Bucket {
 TEST_CASE("a ragged bucket with runs that are not compressed, and with threads") {
   // Enough for several tasks, which begin at blocks and end at no power of two.
   constexpr int64_t kNumElements = 200'003;
-  const std::vector<Run> runs{{150'001, true}, {64, false}, {49'938, true}};
+  const std::vector<Run> runs{{150'001, 0}, {64, 1}, {49'938, 0}};
   const MessageLabel label{.step = 1, .bucket = 2, .segment = 3, .slice = 4};
   std::vector<std::byte> payloads[2];
   std::vector<float> results[2];
@@ -130,7 +130,7 @@ TEST_CASE("a ragged bucket with runs that are not compressed, and with threads")
     const auto value = sum_of(bucket.gradient, bucket.residual);
     CodecWorkspace workspace;
     workspace.threads = std::make_shared<ThreadPool>(num_threads);
-    BucketCodec codec(kSpec, bucket.memory(), runs, 1, 0, workspace);
+    BucketCodec codec({kSpec, {"fp32"}}, bucket.memory(), runs, 1, 0, workspace);
     auto& payload = payloads[num_threads / 2];
     payload.resize(static_cast<size_t>(codec.payload_bytes({0, kNumElements})));
     codec.encode({0, kNumElements}, {}, {}, payload, label);
@@ -146,7 +146,7 @@ TEST_CASE("a ragged bucket with runs that are not compressed, and with threads")
 TEST_CASE("slices and segments begin at blocks") {
   Bucket bucket(10'000'000);
   CodecWorkspace workspace;
-  const BucketCodec codec(kSpec, bucket.memory(), {}, 1, 0, workspace);
+  const BucketCodec codec({kSpec}, bucket.memory(), {}, 1, 0, workspace);
   CHECK(codec.shape().alignment == kBlock);
   CHECK(codec.shape().smallest_slice % kBlock == 0);
   for (const ElementRange segment : cut_segments(codec.shape(), 3)) {
@@ -168,7 +168,7 @@ TEST_CASE("three ranks in a ring: one result, and what it lacks is in the residu
     PayloadBuffers buffers;
     Measurements measurements;
     const auto transport = network.transport(rank);
-    BucketCodec codec(kSpec, buckets[static_cast<size_t>(rank)].memory(), {}, 1, rank, workspace);
+    BucketCodec codec({kSpec}, buckets[static_cast<size_t>(rank)].memory(), {}, 1, rank, workspace);
     Exchange exchange(codec, *transport, buffers, measurements, {0, 0});
     ring_all_reduce(exchange);
   });

@@ -4,6 +4,7 @@
 
 #include "all_reduce.h"
 #include "doctest.h"
+#include "mixed_codecs.h"
 
 namespace fastcomm {
 namespace {
@@ -71,8 +72,26 @@ TEST_CASE("the same for an element of an uncompressed run") {
                            .schedule = schedule.name,
                            .world_size = 3,
                            .num_elements = kNumElements,
-                           .runs = {{1000, true}, {800, false}, {1201, true}}};
+                           .runs = {{1000, 0}, {800, 1}, {1201, 0}}};
       check_spoilt_element(options, 1, 1500, testing::kNaN);
+    }
+  }
+}
+
+TEST_CASE("the same for an element of each run of a bucket with many codecs") {
+  for (const Schedule& schedule : schedules()) {
+    for (const CodecSpec& codec : testing::tested_codecs()) {
+      GroupOptions options{.codec = codec,
+                           .schedule = schedule.name,
+                           .world_size = 3,
+                           .num_elements = testing::kMixedElements,
+                           .runs = testing::mixed_runs(),
+                           .other_codecs = testing::mixed_codecs()};
+      size_t end = 0;
+      for (const Run& run : options.runs) {
+        end += static_cast<size_t>(run.num_elements);
+        if (run.num_elements > 0) check_spoilt_element(options, 1, end - 1, testing::kNaN);
+      }
     }
   }
 }

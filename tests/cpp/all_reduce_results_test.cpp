@@ -134,8 +134,8 @@ TEST_CASE("wire_bytes counts the payloads that are sent, headers included") {
     group.all_reduce(testing::random_gradients(options, Values::kNormal, 1));
 
     CodecWorkspace workspace;
-    BucketCodec bucket(options.codec, {nullptr, DType::kFloat32, nullptr, options.num_elements}, {},
-                       1, 0, workspace);
+    BucketCodec bucket({options.codec}, {nullptr, DType::kFloat32, nullptr, options.num_elements},
+                       {}, 1, 0, workspace);
     auto payload_bytes = [&](ElementRange range) {
       int64_t bytes = 0;
       for (const ElementRange slice : cut_slices(range, options.slice_elements)) {

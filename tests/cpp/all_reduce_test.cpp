@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "doctest.h"
+#include "mixed_codecs.h"
 
 namespace fastcomm {
 namespace {
@@ -36,7 +37,9 @@ std::vector<double> magnitudes_of(Group& group, const Vectors& gradients,
     }
     largest = std::fmax(largest, magnitudes[i]);
   }
-  if (testing::is_rotated(group.options().codec)) magnitudes.assign(magnitudes.size(), largest);
+  for (const CodecSpec& codec : group.options().codecs()) {
+    if (testing::is_rotated(codec)) magnitudes.assign(magnitudes.size(), largest);
+  }
   return magnitudes;
 }
 
@@ -97,12 +100,25 @@ TEST_CASE("ranks agree bit for bit, runs too, and nothing is lost: every dtype a
 
 TEST_CASE("the same with mixed runs, some compressed and some not") {
   GroupOptions options{.num_elements = 4096 + 7};
-  options.runs = {{10, false}, {1500, true}, {1, false},  {600, true},
-                  {0, true},   {700, false}, {1292, true}};
+  options.runs = {{10, 1}, {1500, 0}, {1, 1}, {600, 0}, {0, 0}, {700, 1}, {1292, 0}};
   for (const DType dtype : testing::kAllDTypes) {
     options.dtype = dtype;
     testing::for_each_group(
         options, [](const GroupOptions& each) { check_steps(each, Values::kNormal, 2); });
+  }
+}
+
+TEST_CASE("the same with a codec for each run") {
+  GroupOptions options{.num_elements = testing::kMixedElements};
+  options.runs = testing::mixed_runs();
+  options.other_codecs = testing::mixed_codecs();
+  for (const DType dtype : testing::kAllDTypes) {
+    for (const int64_t slice_elements : {0, 1024}) {
+      options.dtype = dtype;
+      options.slice_elements = slice_elements;
+      testing::for_each_group(
+          options, [](const GroupOptions& each) { check_steps(each, Values::kNormal, 2); });
+    }
   }
 }
 

@@ -16,7 +16,7 @@ using testing::Values;
 
 constexpr int64_t kNumElements = 5000;
 constexpr MessageLabel kLabel{.step = 1, .bucket = 2, .segment = 3, .slice = 4};
-const std::vector<Run> kRuns{{1300, true}, {100, false}, {3000, true}, {600, false}};
+const std::vector<Run> kRuns{{1300, 0}, {100, 1}, {3000, 0}, {600, 1}};
 
 std::vector<float> values(uint64_t seed) {
   return testing::random_values(Values::kNormal, kNumElements, seed);
@@ -85,7 +85,7 @@ TEST_CASE("each received payload is compared with its own label") {
   const BucketOptions options{.codec = {"int8"}};
   std::vector<float> gradient = values(1);
   CodecWorkspace workspace;
-  BucketCodec codec({"int8"}, {gradient.data(), DType::kFloat32, nullptr, kNumElements}, {}, 1, 0,
+  BucketCodec codec({{"int8"}}, {gradient.data(), DType::kFloat32, nullptr, kNumElements}, {}, 1, 0,
                     workspace);
   const ElementRange all{0, kNumElements};
   std::vector<testing::Bytes> payloads(

@@ -28,22 +28,23 @@ TEST_CASE("runs that do not cover the bucket, and codecs that cannot be, are err
   std::vector<float> gradient(100);
   CodecWorkspace workspace;
   const BucketMemory memory{gradient.data(), DType::kFloat32, nullptr, 100};
-  CHECK_THROWS_WITH_AS(BucketCodec({"int8"}, memory, {{60, true}, {39, false}}, 1, 0, workspace),
-                       doctest::Contains("cover 99 elements of a bucket of 100"), Error);
-  CHECK_THROWS_WITH_AS(BucketCodec({"int9"}, memory, {}, 1, 0, workspace),
+  CHECK_THROWS_WITH_AS(
+      BucketCodec({{"int8"}, {"fp32"}}, memory, {{60, 0}, {39, 1}}, 1, 0, workspace),
+      doctest::Contains("cover 99 elements of a bucket of 100"), Error);
+  CHECK_THROWS_WITH_AS(BucketCodec({{"int9"}}, memory, {}, 1, 0, workspace),
                        doctest::Contains("'int9'"), Error);
   CHECK_THROWS_WITH_AS(
-      BucketCodec({.name = "sign", .is_stochastic = true}, memory, {}, 1, 0, workspace),
+      BucketCodec({{.name = "sign", .is_stochastic = true}}, memory, {}, 1, 0, workspace),
       doctest::Contains("codec sign has no stochastic rounding"), Error);
-  CHECK_THROWS_WITH_AS(BucketCodec({.name = "topk", .density = 0.01, .is_stochastic = true}, memory,
-                                   {}, 1, 0, workspace),
+  CHECK_THROWS_WITH_AS(BucketCodec({{.name = "topk", .density = 0.01, .is_stochastic = true}},
+                                   memory, {}, 1, 0, workspace),
                        doctest::Contains("codec topk has no stochastic rounding"), Error);
   const BucketMemory with_residual{gradient.data(), DType::kFloat32, gradient.data(), 100};
   CHECK_THROWS_WITH_AS(
-      BucketCodec({.name = "int8", .is_stochastic = true}, with_residual, {}, 1, 0, workspace),
+      BucketCodec({{.name = "int8", .is_stochastic = true}}, with_residual, {}, 1, 0, workspace),
       doctest::Contains("keeps no residual"), Error);
   for (const double density : {0.0, -0.1, 0.13, 2.0, std::nan("")}) {
-    CHECK_THROWS_WITH_AS(BucketCodec({"topk", density}, memory, {}, 1, 0, workspace),
+    CHECK_THROWS_WITH_AS(BucketCodec({{"topk", density}}, memory, {}, 1, 0, workspace),
                          doctest::Contains("density"), Error);
   }
 }
@@ -52,7 +53,7 @@ TEST_CASE("shapes are cut at multiples of the alignment") {
   for (const CodecSpec& spec : testing::tested_codecs()) {
     for (const int64_t n : {1, 511, 100'000, 50'000'000}) {
       CodecWorkspace workspace;
-      const BucketCodec codec(spec, {nullptr, DType::kFloat32, nullptr, n}, {}, 1, 0, workspace);
+      const BucketCodec codec({spec}, {nullptr, DType::kFloat32, nullptr, n}, {}, 1, 0, workspace);
       const BucketShape shape = codec.shape();
       CHECK(shape.num_elements == n);
       CHECK(shape.smallest_slice % shape.alignment == 0);
@@ -66,12 +67,12 @@ TEST_CASE("shapes are cut at multiples of the alignment") {
 // Every range starts and ends anywhere: inside runs, at their ends, in empty ones.
 TEST_CASE("mixed runs: uncompressed ones are exact, nothing is lost in the others") {
   constexpr int64_t kNumElements = 20'000;
-  const std::vector<Run> runs{{0, true},   {3000, true}, {64, false}, {1, true},    {0, false},
-                              {10, false}, {9925, true}, {7, false},  {6993, true}, {0, true}};
+  const std::vector<Run> runs{{0, 0},  {3000, 0}, {64, 1}, {1, 0},    {0, 1},
+                              {10, 1}, {9925, 0}, {7, 1},  {6993, 0}, {0, 0}};
   std::vector<bool> is_compressed;
   for (const Run& run : runs) {
     is_compressed.insert(is_compressed.end(), static_cast<size_t>(run.num_elements),
-                         run.compressed);
+                         run.codec == 0);
   }
   REQUIRE(is_compressed.size() == static_cast<size_t>(kNumElements));
   const MessageLabel label{.step = 1, .bucket = 2, .segment = 3, .slice = 4};
@@ -88,8 +89,9 @@ TEST_CASE("mixed runs: uncompressed ones are exact, nothing is lost in the other
       const auto gradient_before = gradient;
       const auto residual_before = residual;
       CodecWorkspace workspace;
-      BucketCodec codec(spec, {gradient.data(), DType::kFloat32, residual.data(), kNumElements},
-                        runs, 1, 0, workspace);
+      BucketCodec codec({spec, {"fp32"}},
+                        {gradient.data(), DType::kFloat32, residual.data(), kNumElements}, runs, 1,
+                        0, workspace);
       const auto payload_bytes = static_cast<size_t>(codec.payload_bytes(range));
       std::vector<std::byte> memory(payload_bytes + 64, std::byte{0xa5});
       const auto payload = std::span(memory).first(payload_bytes);
@@ -120,7 +122,7 @@ TEST_CASE("mixed runs: uncompressed ones are exact, nothing is lost in the other
 
 TEST_CASE("the same inputs give the same payload, padding included") {
   constexpr int64_t kNumElements = 777;
-  const std::vector<Run> runs{{400, true}, {77, false}, {300, true}};
+  const std::vector<Run> runs{{400, 0}, {77, 1}, {300, 0}};
   const MessageLabel label{};
   for (const CodecSpec& spec : testing::tested_codecs()) {
     CAPTURE(spec.name);
@@ -129,8 +131,9 @@ TEST_CASE("the same inputs give the same payload, padding included") {
       auto gradient = testing::random_values(Values::kHalves, kNumElements, 1);
       std::vector<float> residual(kNumElements);
       CodecWorkspace workspace;
-      BucketCodec codec(spec, {gradient.data(), DType::kFloat32, residual.data(), kNumElements},
-                        runs, 1, 0, workspace);
+      BucketCodec codec({spec, {"fp32"}},
+                        {gradient.data(), DType::kFloat32, residual.data(), kNumElements}, runs, 1,
+                        0, workspace);
       const auto bytes = static_cast<size_t>(codec.payload_bytes({0, kNumElements}));
       payloads[fill].assign(bytes, fill == 0 ? std::byte{0} : std::byte{0xff});
       codec.encode({0, kNumElements}, {}, {}, payloads[fill], label);
@@ -143,8 +146,8 @@ TEST_CASE("encode_sections and decode_sections: the same without the header") {
   for (const CodecSpec& spec : testing::tested_codecs()) {
     CAPTURE(spec.name);
     const auto values = testing::random_values(Values::kNormal, 777, 1);
-    testing::Bucket usual({.codec = spec, .runs = {{400, true}, {377, false}}}, values, values);
-    testing::Bucket bare({.codec = spec, .runs = {{400, true}, {377, false}}}, values, values);
+    testing::Bucket usual({.codec = spec, .runs = {{400, 0}, {377, 1}}}, values, values);
+    testing::Bucket bare({.codec = spec, .runs = {{400, 0}, {377, 1}}}, values, values);
     const auto payload = usual.encode();
     auto sections = payload;
     std::fill(sections.begin(), sections.end(), std::byte{0xa5});

@@ -14,8 +14,7 @@ using testing::BucketOptions;
 using testing::Values;
 
 constexpr int64_t kNumElements = 200'000;  // several tasks of 65536 elements
-const std::vector<Run> kRuns{{140'001, true}, {3, false},     {0, true},
-                             {20'000, false}, {39'995, true}, {1, true}};
+const std::vector<Run> kRuns{{140'001, 0}, {3, 1}, {0, 0}, {20'000, 1}, {39'995, 0}, {1, 0}};
 
 struct Outcome {
   testing::Bytes payload;
@@ -131,7 +130,7 @@ TEST_CASE("several lanes share one pool") {
           for (int step = 0; step < 3; ++step) {
             auto memory = gradient;
             auto residual = gradient;
-            BucketCodec bucket(codec,
+            BucketCodec bucket({codec},
                                {memory.data(), DType::kFloat32, residual.data(), kNumElements}, {},
                                1, 0, workspace);
             const ElementRange all{0, kNumElements};

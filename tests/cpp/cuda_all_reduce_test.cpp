@@ -6,6 +6,7 @@
 #include "codecs/cuda/bucket_codecs.h"
 #include "device_memory.h"
 #include "doctest.h"
+#include "mixed_codecs.h"
 
 namespace fastcomm {
 namespace {
@@ -29,7 +30,7 @@ struct DeviceRank {
 void run_rank(DeviceRank& rank, int index, const GroupOptions& options,
               const std::vector<float>& gradient, Transport& transport, ExchangeId id) {
   const DeviceMemory memory(testing::to_dtype(options.dtype, gradient));
-  StagedCodec bucket(options.codec,
+  StagedCodec bucket(options.codecs(),
                      {memory.data(), options.dtype, reinterpret_cast<float*>(rank.residual.data()),
                       options.num_elements},
                      options.runs, options.factor, index, rank.workspace);
@@ -79,10 +80,19 @@ void check_group(const GroupOptions& options, IsOnDevice&& is_on_device) {
 
 TEST_CASE("mixed groups, of devices and processors, have the results of processors alone") {
   GroupOptions options{.num_elements = 4321, .slice_elements = 1024};
-  options.runs = {{3000, true}, {21, false}, {1300, true}};
+  options.runs = {{3000, 0}, {21, 1}, {1300, 0}};
   testing::for_each_group(options, [&](const GroupOptions& group) {
     if (group.world_size > 3) return;
     check_group(group, [](int rank) { return rank % 2 == 1; });
+  });
+}
+
+TEST_CASE("the same with a codec for each run") {
+  GroupOptions options{.num_elements = testing::kMixedElements, .slice_elements = 2048};
+  options.runs = testing::mixed_runs();
+  options.other_codecs = testing::mixed_codecs();
+  testing::for_each_group(options, [&](const GroupOptions& group) {
+    if (group.world_size == 3) check_group(group, [](int rank) { return rank % 2 == 1; });
   });
 }
 

@@ -4,6 +4,7 @@
 
 #include "device_buckets.h"
 #include "doctest.h"
+#include "mixed_codecs.h"
 
 namespace fastcomm {
 namespace {
@@ -97,17 +98,40 @@ TEST_CASE("stochastic rounding takes the same random numbers") {
 }
 
 TEST_CASE("runs, compressed and not, at any place of the bucket") {
-  const std::vector<Run> few{{1000, true}, {10, false}, {513, true}};
+  const std::vector<Run> few{{1000, 0}, {10, 1}, {513, 0}};
   std::vector<Run> many;  // more than travel with a launch
   int64_t num_elements = 0;
   for (int i = 0; i < 40; ++i) {
-    many.push_back({64 + 37 * i, i % 2 == 0});
+    many.push_back({64 + 37 * i, i % 2});
     num_elements += many.back().num_elements;
   }
   for (const CodecSpec& codec : testing::tested_codecs()) {
     check_both({{.codec = codec, .runs = few}, 1523, Values::kNormal, true, 1, 0});
     check_both({{.codec = codec, .runs = many}, num_elements, Values::kNormal, true, 1, 0});
-    check<StreamCodec>({{.codec = codec, .runs = {{600, false}}}, 600});
+    check<StreamCodec>({{.codec = codec, .runs = {{600, 1}}}, 600});
+  }
+}
+
+TEST_CASE("a codec for each run") {
+  for (const CodecSpec& codec : testing::tested_codecs()) {
+    for (const DType dtype : kAllDTypes) {
+      const BucketOptions options{.codec = codec,
+                                  .dtype = dtype,
+                                  .runs = testing::mixed_runs(),
+                                  .other_codecs = testing::mixed_codecs()};
+      check_both({options, testing::kMixedElements, Values::kNormal, true, 1, 0});
+      check_both({options, testing::kMixedElements, Values::kNonFinite, true, 2, 1});
+      check_both({options, testing::kMixedElements, Values::kNormal, false, 1, 0});
+    }
+  }
+}
+
+TEST_CASE("stochastic rounding of two codecs, each with its own seed") {
+  for (const CodecSpec& codec : testing::stochastic_codecs()) {
+    BucketOptions options{.codec = codec, .runs = {{900, 1}, {1300, 0}, {800, 1}}, .rank = 5};
+    options.other_codecs = {codec};
+    options.other_codecs[0].seed = 1234;
+    check_both({options, 3000, Values::kNormal, false, 1, 0});
   }
 }
 

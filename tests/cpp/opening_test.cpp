@@ -21,6 +21,7 @@ struct Call {
   std::vector<Run> runs = {};
   ExchangeId id{41, 0};
   std::string schedule = "ring";
+  std::vector<CodecSpec> other_codecs = {};  // of the runs; none: fp32
 };
 
 // What each rank has at the end, and what it sent.
@@ -48,7 +49,7 @@ Outcome run_calls(const std::vector<Call>& calls, int num_times = 1) {
     Measurements measurements;
     CodecWorkspace workspace;
     for (int i = 0; i < num_times; ++i, ++call.id.step) {
-      BucketCodec codec(call.codec,
+      BucketCodec codec(codec_list(call.codec, call.runs, call.other_codecs),
                         {outcome.results[index].data(), DType::kFloat32,
                          outcome.residuals[index].data(), call.num_elements},
                         call.runs, 1.0f, rank, workspace);
@@ -91,7 +92,7 @@ TEST_CASE("a small bucket is exchanged in the openings, with the bits of gather"
       CAPTURE(codec.name);
       CAPTURE(world_size);
       Call call{.codec = codec, .num_elements = 1300, .schedule = "gather"};
-      call.runs = {{1100, true}, {200, false}};
+      call.runs = {{1100, 0}, {200, 1}};
       const Outcome outcome = run_calls(std::vector(static_cast<size_t>(world_size), call));
       GroupOptions options{.codec = codec, .schedule = "gather", .world_size = world_size};
       options.num_elements = call.num_elements;
@@ -138,7 +139,7 @@ TEST_CASE("each kind of difference is named on both sides") {
   step.id.step = 42;
   size.num_elements = 5001;
   codec.codec = {"int4"};
-  layout.runs = {{1000, false}, {4000, true}};
+  layout.runs = {{1000, 1}, {4000, 0}};
   algorithm.schedule = "gather";
   density.codec = {"topk", 0.05};
   const std::vector<std::pair<Call, std::string>> cases{
@@ -150,6 +151,22 @@ TEST_CASE("each kind of difference is named on both sides") {
   }
 }
 
+TEST_CASE("different policies are a difference, also where the main codec is the same") {
+  Call call{.codec = {"int8"}, .runs = {{3000, 0}, {1000, 1}, {500, 2}, {500, 3}}};
+  call.other_codecs = {{"topk", 0.1}, {.name = "int2", .seed = 7}, {"fp32"}};
+  for (const auto& error : run_calls({call, call}).errors) CHECK(error == nullptr);
+  Call density = call, seed = call, codec = call, run = call;
+  density.other_codecs[0].density = 0.1001;  // as many entries: the payload's size is the same
+  seed.other_codecs[1].seed = 8;
+  codec.other_codecs[2] = {"bf16"};
+  run.runs = {{3000, 0}, {1000, 1}, {500, 3}, {500, 2}};
+  for (const Call& other : {density, seed, codec, run}) {
+    for (const auto& error : run_calls({call, other}).errors) {
+      check_mismatch(error, "int8 +2 codecs, 5000 elements, layout");
+    }
+  }
+}
+
 TEST_CASE("a rank whose bucket is small is told of one whose bucket is not") {
   Call small{.num_elements = 300, .schedule = "gather"};
   for (const auto& error : run_calls({small, Call{}, Call{}}).errors) REQUIRE(error != nullptr);
@@ -157,8 +174,8 @@ TEST_CASE("a rank whose bucket is small is told of one whose bucket is not") {
 
 TEST_CASE("the same sizes in another order are another layout") {
   Call first, second;
-  first.runs = {{1000, false}, {3000, true}, {1000, false}};
-  second.runs = {{1000, true}, {3000, false}, {1000, true}};
+  first.runs = {{1000, 1}, {3000, 0}, {1000, 1}};
+  second.runs = {{1000, 0}, {3000, 1}, {1000, 0}};
   for (const auto& error : run_calls({first, second}).errors) check_mismatch(error, "layout");
 }
 

@@ -48,7 +48,7 @@ class DeviceGroup : public Group {
       bucket.memory = testing::to_dtype(options().dtype, gradient);
       bucket.residual = rank.residual;
       bucket.codec = std::make_unique<BucketCodec>(
-          options().codec,
+          options().codecs(),
           BucketMemory{bucket.memory.data(), options().dtype, bucket.residual.data(),
                        options().num_elements},
           options().runs, options().factor, index, rank.workspace);
@@ -102,7 +102,7 @@ TEST_CASE("the same with several slices a segment, which not all segments have")
 
 TEST_CASE("the same with mixed runs and a narrower dtype") {
   GroupOptions options{.num_elements = 4096 + 7, .dtype = DType::kBFloat16};
-  options.runs = {{10, false}, {1500, true}, {1, false}, {600, true}, {1992, false}};
+  options.runs = {{10, 1}, {1500, 0}, {1, 1}, {600, 0}, {1992, 1}};
   testing::for_each_group(options, kCodecs, check_same);
 }
 

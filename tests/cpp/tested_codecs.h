@@ -33,6 +33,17 @@ inline const std::vector<CodecSpec>& stochastic_codecs() {
   return specs;
 }
 
+// The list of a bucket: its runs have `codec`, 0, or one of `others`, from 1 on; where there are
+// none, 1 is fp32.
+inline std::vector<CodecSpec> codec_list(const CodecSpec& codec, const std::vector<Run>& runs,
+                                         const std::vector<CodecSpec>& others) {
+  std::vector<CodecSpec> codecs{codec};
+  if (runs.empty()) return codecs;
+  codecs.insert(codecs.end(), others.begin(), others.end());
+  if (others.empty()) codecs.push_back({"fp32"});
+  return codecs;
+}
+
 inline bool is_rotated(const CodecSpec& spec) {
   return spec.name != "topk" && dense_format(spec.name).is_rotated;
 }

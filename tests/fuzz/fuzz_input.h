@@ -85,9 +85,13 @@ struct FuzzBucket {
     spec.seed = input.seed;
     if ((input.options & kRuns) != 0) {
       const int64_t third = num_elements / 3;
-      runs = {
-          {third, true}, {third / 8, false}, {0, true}, {num_elements - third - third / 8, true}};
+      runs = {{third, 0}, {third / 8, 1}, {0, 0}, {num_elements - third - third / 8, 0}};
     }
+  }
+
+  std::vector<CodecSpec> codecs() const {
+    if (runs.empty()) return {spec};
+    return {spec, {"fp32"}};
   }
 
   CodecSpec spec;

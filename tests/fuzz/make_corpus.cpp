@@ -53,7 +53,7 @@ Bytes valid_payload(const FuzzInput& input, uint64_t seed = 1) {
   const FuzzBucket bucket(input);
   auto values = testing::random_values(testing::Values::kNormal, bucket.num_elements, seed);
   CodecWorkspace workspace;
-  BucketCodec codec(bucket.spec, {values.data(), DType::kFloat32, nullptr, bucket.num_elements},
+  BucketCodec codec(bucket.codecs(), {values.data(), DType::kFloat32, nullptr, bucket.num_elements},
                     bucket.runs, 1, 0, workspace);
   const ElementRange range{0, bucket.num_elements};
   Bytes payload(static_cast<size_t>(codec.payload_bytes(range)));

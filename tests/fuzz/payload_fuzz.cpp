@@ -70,7 +70,7 @@ uint32_t checksum_of(std::span<const std::byte> payload) {
 PayloadFormat format_of(const FuzzBucket& bucket, size_t payload_bytes) {
   std::vector<float> zeros(static_cast<size_t>(bucket.num_elements));
   CodecWorkspace workspace;
-  BucketCodec codec(bucket.spec, {zeros.data(), DType::kFloat32, nullptr, bucket.num_elements},
+  BucketCodec codec(bucket.codecs(), {zeros.data(), DType::kFloat32, nullptr, bucket.num_elements},
                     bucket.runs, 1, 0, workspace);
   std::vector<std::byte> payload(payload_bytes);
   codec.encode({0, bucket.num_elements}, {}, {}, payload, kLabel);
@@ -131,7 +131,7 @@ Outcome run(const FuzzInput& input, const FuzzBucket& bucket, const std::vector<
   auto* const residual_data = reinterpret_cast<float*>(residual_memory.bytes().data());
   CodecWorkspace workspace;
   if ((input.options & kThreads) != 0) workspace.threads = threads();
-  BucketCodec codec(bucket.spec,
+  BucketCodec codec(bucket.codecs(),
                     {gradient_memory.bytes().data(), bucket.dtype,
                      bucket.has_residual ? residual_data : nullptr, bucket.num_elements},
                     bucket.runs, 0.5f, 1, workspace);
@@ -180,7 +180,7 @@ void run_input(const FuzzInput& input, std::span<const std::byte> bytes) {
   size_t payload_bytes;
   {
     CodecWorkspace workspace;
-    const BucketCodec codec(bucket.spec, {nullptr, bucket.dtype, nullptr, bucket.num_elements},
+    const BucketCodec codec(bucket.codecs(), {nullptr, bucket.dtype, nullptr, bucket.num_elements},
                             bucket.runs, 1, 0, workspace);
     payload_bytes = static_cast<size_t>(codec.payload_bytes({0, bucket.num_elements}));
   }

@@ -21,9 +21,9 @@ namespace fastcomm {
 class DeviceCodec : public Codec {
  public:
   // `memory` is device memory; the other arguments are those of BucketCodec.
-  DeviceCodec(const CodecSpec& spec, BucketMemory memory, const std::vector<Run>& runs,
-              float factor, int rank, CudaWorkspace& workspace)
-      : bucket_(spec, memory, runs, factor, rank, workspace), workspace_(workspace) {}
+  DeviceCodec(const std::vector<CodecSpec>& codecs, BucketMemory memory,
+              const std::vector<Run>& runs, float factor, int rank, CudaWorkspace& workspace)
+      : bucket_(codecs, memory, runs, factor, rank, workspace), workspace_(workspace) {}
 
   BucketShape shape() const override { return bucket_.layout().shape(); }
   std::string describe() const override { return bucket_.layout().describe(); }

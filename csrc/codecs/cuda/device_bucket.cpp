@@ -2,26 +2,31 @@
 
 namespace fastcomm {
 
-DeviceBucket::DeviceBucket(const CodecSpec& spec, BucketMemory memory, const std::vector<Run>& runs,
-                           float factor, int rank, CudaWorkspace& workspace)
-    : layout_(spec, memory, runs),
+DeviceBucket::DeviceBucket(const std::vector<CodecSpec>& codecs, BucketMemory memory,
+                           const std::vector<Run>& runs, float factor, int rank,
+                           CudaWorkspace& workspace)
+    : layout_(codecs, memory, runs),
       memory_(memory),
       factor_(factor),
       rank_(static_cast<uint32_t>(rank)),
-      signs_(layout_.is_rotated() ? make_rotation_sign_bits(spec.seed, spec.rotates)
-                                  : RotationSignBits{}),
-      workspace_(workspace) {}
+      workspace_(workspace) {
+  for (int codec = 0; codec < layout_.num_codecs(); ++codec) {
+    const CodecSpec& spec = layout_.spec(codec);
+    signs_.push_back(layout_.is_rotated(codec) ? make_rotation_sign_bits(spec.seed, spec.rotates)
+                                               : RotationSignBits{});
+  }
+}
 
 std::vector<DenseSections> DeviceBucket::dense_sections(ElementRange range) const {
   std::vector<DenseSections> all;
-  layout_.for_each_dense_section(range, [&](int64_t begin, int64_t end, bool compressed,
-                                            const DenseFormat& format, int64_t offset) {
-    auto sections = all.begin();
-    while (sections != all.end() && sections->is_compressed != compressed) ++sections;
-    if (sections == all.end()) sections = all.insert(all.end(), {&format, compressed, {}, 0});
-    sections->pieces.push_back({sections->num_blocks, begin, end - begin, offset});
-    sections->num_blocks += format.num_blocks(end - begin);
-  });
+  layout_.for_each_dense_section(
+      range, [&](int64_t begin, int64_t end, int codec, const DenseFormat& format, int64_t offset) {
+        auto sections = all.begin();
+        while (sections != all.end() && sections->codec != codec) ++sections;
+        if (sections == all.end()) sections = all.insert(all.end(), {&format, codec, {}, 0});
+        sections->pieces.push_back({sections->num_blocks, begin, end - begin, offset});
+        sections->num_blocks += format.num_blocks(end - begin);
+      });
   return all;
 }
 
@@ -32,30 +37,32 @@ std::vector<const std::byte*> DeviceBucket::sections_at(std::span<const std::byt
   return sections;
 }
 
-void DeviceBucket::encode_sparse(ElementRange range, std::span<const std::byte* const> received,
-                                 std::byte* payload) {
+void DeviceBucket::encode_sparse(ElementRange range, const BucketLayout::SparseSection& section,
+                                 std::span<const std::byte* const> received, std::byte* payload) {
   std::vector<TopKPiece> pieces;
-  layout_.for_each_piece(range, [&](int64_t begin, int64_t end, bool compressed) {
-    if (!compressed) return;
-    pieces.push_back({memory_.gradient_at(begin), memory_.residual_at(begin), end - begin});
+  layout_.for_each_piece(range, [&](int64_t begin, int64_t end, int codec) {
+    if (codec != section.codec) return;
+    pieces.push_back({memory_.gradient_at(begin), memory_.residual_at(begin), end - begin,
+                      memory_.velocity_at(begin)});
   });
-  workspace_.topk.encode(workspace_, memory_.dtype, pieces, layout_.sparse_section(range).k,
-                         sections_at(received, kHeaderBytes), payload + kHeaderBytes);
+  workspace_.topk.encode(workspace_, memory_.dtype, pieces, section.k,
+                         sections_at(received, section.offset), payload + section.offset);
 }
 
-void DeviceBucket::decode_sparse(ElementRange range, std::span<const std::byte* const> payloads) {
+void DeviceBucket::decode_sparse(ElementRange range, const BucketLayout::SparseSection& section,
+                                 std::span<const std::byte* const> payloads) {
   std::vector<TopKDecoder::OutPiece> pieces;
-  layout_.for_each_piece(range, [&](int64_t begin, int64_t end, bool compressed) {
-    if (compressed) pieces.push_back({memory_.gradient_at(begin), end - begin});
+  layout_.for_each_piece(range, [&](int64_t begin, int64_t end, int codec) {
+    if (codec == section.codec) pieces.push_back({memory_.gradient_at(begin), end - begin});
   });
-  workspace_.topk.decode(workspace_, memory_.dtype, pieces, layout_.sparse_section(range).k,
-                         factor_, sections_at(payloads, kHeaderBytes));
+  workspace_.topk.decode(workspace_, memory_.dtype, pieces, section.k, factor_,
+                         sections_at(payloads, section.offset));
 }
 
 void DeviceBucket::encode_blocks(const DenseSections& sections, int64_t first_block,
                                  int64_t end_block, std::span<const std::byte* const> received,
                                  std::byte* payload, const MessageLabel& label) {
-  const CodecSpec& spec = layout_.spec();
+  const CodecSpec& spec = layout_.spec(sections.codec);
   CudaEncodeArguments arguments{};
   arguments.pieces = DensePieces(workspace_, sections.pieces);
   arguments.first_block = first_block;
@@ -64,9 +71,9 @@ void DeviceBucket::encode_blocks(const DenseSections& sections, int64_t first_bl
   arguments.residual = memory_.residual;
   arguments.received = PayloadList(workspace_, received);
   arguments.payload = payload;
-  arguments.signs = signs_;
+  arguments.signs = signs_[static_cast<size_t>(sections.codec)];
   arguments.noise = {spec.seed, rank_, label.step, label.bucket, 0};
-  arguments.is_stochastic = sections.is_compressed && spec.is_stochastic;
+  arguments.is_stochastic = spec.is_stochastic;
   arguments.failed = workspace_.failed;
   cuda_dense_kernels(sections.format->wire_id).encode(memory_.dtype, arguments, workspace_.stream);
 }
@@ -80,21 +87,25 @@ void DeviceBucket::decode_blocks(const DenseSections& sections, int64_t first_bl
   arguments.payloads = PayloadList(workspace_, payloads);
   arguments.out = memory_.gradient;
   arguments.factor = factor_;
-  arguments.signs = signs_;
+  arguments.signs = signs_[static_cast<size_t>(sections.codec)];
   arguments.failed = workspace_.failed;
   cuda_dense_kernels(sections.format->wire_id).decode(memory_.dtype, arguments, workspace_.stream);
 }
 
 void DeviceBucket::encode(ElementRange range, std::span<const std::byte* const> received,
                           std::byte* payload, const MessageLabel& label) {
-  if (layout_.is_sparse()) encode_sparse(range, received, payload);
+  layout_.for_each_sparse_section(range, [&](const BucketLayout::SparseSection& section) {
+    encode_sparse(range, section, received, payload);
+  });
   for (const DenseSections& sections : dense_sections(range)) {
     encode_blocks(sections, 0, sections.num_blocks, received, payload, label);
   }
 }
 
 void DeviceBucket::decode(ElementRange range, std::span<const std::byte* const> payloads) {
-  if (layout_.is_sparse()) decode_sparse(range, payloads);
+  layout_.for_each_sparse_section(range, [&](const BucketLayout::SparseSection& section) {
+    decode_sparse(range, section, payloads);
+  });
   for (const DenseSections& sections : dense_sections(range)) {
     decode_blocks(sections, 0, sections.num_blocks, payloads);
   }

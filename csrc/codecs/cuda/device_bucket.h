@@ -11,18 +11,18 @@
 
 namespace fastcomm {
 
-// The dense sections of a payload that have one format, ready to launch, whole or in parts.
+// The dense sections of a payload that have one codec, ready to launch, whole or in parts.
 struct DenseSections {
   const DenseFormat* format;
-  bool is_compressed;  // else: sent as it is
+  int codec;
   std::vector<DensePiece> pieces;
   int64_t num_blocks = 0;
 };
 
 class DeviceBucket {
  public:
-  DeviceBucket(const CodecSpec& spec, BucketMemory memory, const std::vector<Run>& runs,
-               float factor, int rank, CudaWorkspace& workspace);
+  DeviceBucket(const std::vector<CodecSpec>& codecs, BucketMemory memory,
+               const std::vector<Run>& runs, float factor, int rank, CudaWorkspace& workspace);
 
   const BucketLayout& layout() const { return layout_; }
 
@@ -33,9 +33,6 @@ class DeviceBucket {
 
   // The parts of these.
   std::vector<DenseSections> dense_sections(ElementRange range) const;
-  void encode_sparse(ElementRange range, std::span<const std::byte* const> received,
-                     std::byte* payload);
-  void decode_sparse(ElementRange range, std::span<const std::byte* const> payloads);
   void encode_blocks(const DenseSections& sections, int64_t first_block, int64_t end_block,
                      std::span<const std::byte* const> received, std::byte* payload,
                      const MessageLabel& label);
@@ -43,6 +40,10 @@ class DeviceBucket {
                      std::span<const std::byte* const> payloads);
 
  private:
+  void encode_sparse(ElementRange range, const BucketLayout::SparseSection& section,
+                     std::span<const std::byte* const> received, std::byte* payload);
+  void decode_sparse(ElementRange range, const BucketLayout::SparseSection& section,
+                     std::span<const std::byte* const> payloads);
   // Where the sections at `offset` of every payload are.
   std::vector<const std::byte*> sections_at(std::span<const std::byte* const> payloads,
                                             int64_t offset) const;
@@ -51,7 +52,7 @@ class DeviceBucket {
   BucketMemory memory_;
   float factor_;
   uint32_t rank_;
-  RotationSignBits signs_;
+  std::vector<RotationSignBits> signs_;  // of each codec
   CudaWorkspace& workspace_;
 };
 

@@ -5,7 +5,6 @@
 #include <algorithm>
 
 #include "codecs/cuda/bucket_codecs.h"
-#include "codecs/sparse/topk.h"
 
 namespace fastcomm {
 namespace {
@@ -24,11 +23,10 @@ struct Part {
   std::vector<ByteRange> bytes;
 };
 
-// A payload that is a single dense section of compressed elements is cut; others are one part,
-// whose blocks do not count.
-std::vector<Part> cut_parts(const BucketLayout& layout, std::span<const DenseSections> sections,
-                            int64_t payload_bytes) {
-  const bool is_cut = !layout.is_sparse() && sections.size() == 1 && sections[0].pieces.size() == 1;
+// A payload that is a single dense section is cut; others are one part, whose blocks do not count.
+std::vector<Part> cut_parts(std::span<const DenseSections> sections, int64_t payload_bytes) {
+  const bool is_cut = sections.size() == 1 && sections[0].pieces.size() == 1 &&
+                      sections[0].pieces[0].section_offset == kHeaderBytes;
   if (!is_cut) return {{0, 0, {{kHeaderBytes, payload_bytes}}}};
   const DenseFormat& format = *sections[0].format;
   const int64_t num_blocks = sections[0].num_blocks;
@@ -50,16 +48,6 @@ std::vector<Part> cut_parts(const BucketLayout& layout, std::span<const DenseSec
     parts.push_back(std::move(part));
   }
   return parts;
-}
-
-// As on the CPU, entries that lead out of bounds are an error, not only left out.
-void check_sparse_sections(const BucketLayout& layout, ElementRange range,
-                           std::span<const std::span<const std::byte>> payloads) {
-  if (!layout.is_sparse()) return;
-  const auto [k, num_elements, bytes] = layout.sparse_section(range);
-  for (const auto& payload : payloads) {
-    check_topk_section(payload.data() + kHeaderBytes, k, num_elements);
-  }
 }
 
 // Copies parts of payloads between their host memory and their place in the staging buffer.
@@ -122,9 +110,10 @@ void StagedCodec::encode(ElementRange range, std::span<const std::span<const std
                          std::span<std::byte> payload, const MessageLabel& label) {
   const BucketLayout& layout = bucket_.layout();
   layout.check_payloads(range, received, received_labels);
-  check_sparse_sections(layout, range, received);
+  // As on the CPU, entries that lead out of bounds are an error, not only left out.
+  layout.check_sparse_sections(range, received);
   const std::vector<DenseSections> sections = bucket_.dense_sections(range);
-  const std::vector<Part> parts = cut_parts(layout, sections, static_cast<int64_t>(payload.size()));
+  const std::vector<Part> parts = cut_parts(sections, static_cast<int64_t>(payload.size()));
   Staging staging(workspace_, received.size() + 1, static_cast<int64_t>(payload.size()));
   const auto received_on_device = staging.on_device_first(received.size());
   std::byte* const out = staging.on_device(received.size());
@@ -146,10 +135,10 @@ void StagedCodec::decode(ElementRange range, std::span<const std::span<const std
                          std::span<const MessageLabel> labels) {
   const BucketLayout& layout = bucket_.layout();
   layout.check_payloads(range, payloads, labels);
-  check_sparse_sections(layout, range, payloads);
+  layout.check_sparse_sections(range, payloads);
   const auto payload_bytes = static_cast<int64_t>(payloads[0].size());
   const std::vector<DenseSections> sections = bucket_.dense_sections(range);
-  const std::vector<Part> parts = cut_parts(layout, sections, payload_bytes);
+  const std::vector<Part> parts = cut_parts(sections, payload_bytes);
   Staging staging(workspace_, payloads.size(), payload_bytes);
   const auto on_device = staging.on_device_first(payloads.size());
   for (const Part& part : parts) {
