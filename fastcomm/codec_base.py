@@ -53,9 +53,13 @@ class Codec:
         return False
 
     @property
-    def sends_little(self) -> bool:
-        """Whether so little is sent of a gradient that error feedback delays much of it."""
-        return False
+    def spared_share(self) -> float:
+        """How many bytes may be spent to spare embeddings, norms and the head this codec.
+
+        As a share of the bytes of the others. Zero for codecs that do them no harm; those others
+        send so little of a gradient that error feedback delays much of it.
+        """
+        return 0.0
 
     @property
     def default_warmup_steps(self) -> int:

@@ -73,8 +73,9 @@ class TopK(Codec):
         return self.density <= _C.TOPK_LARGEST_SPARSE_DENSITY
 
     @property
-    def sends_little(self) -> bool:  # noqa: D102
-        return self.is_sparse
+    def spared_share(self) -> float:
+        """Little: the largest gradients of a bucket, those of the head say, are sent anyway."""
+        return 0.25 if self.is_sparse else 0.0
 
     @property
     def default_warmup_steps(self) -> int:  # noqa: D102

@@ -139,8 +139,8 @@ class FewBitCodec(DenseCodec):
     """What the codecs have in common whose errors are as large as what they send."""
 
     @property
-    def sends_little(self) -> bool:  # noqa: D102
-        return True
+    def spared_share(self) -> float:  # noqa: D102
+        return 1.0
 
     @property
     def default_warmup_steps(self) -> int:  # noqa: D102

@@ -78,12 +78,19 @@ class ResidualGuard:
         self._squares.clear()
         return total
 
-    def judge(self, squares: torch.Tensor, rank: int) -> None:
-        """Warn, or change the level: in mode ``adapt`` the squares are the sums over all ranks."""
+    def judge(self, squares: torch.Tensor, rank: int, rate_share: float = 1.0) -> None:
+        """Warn, or change the level.
+
+        Args:
+            squares: of the norms; in mode ``adapt`` the sums over all ranks.
+            rank: this one.
+            rate_share: the learning rate, as a share of the largest so far, if residuals follow it:
+                then they grow as it falls, and no delay grows with them.
+        """
         residual, gradient = squares.tolist()
         if not math.isfinite(residual + gradient) or gradient == 0.0:
             return
-        ratio = math.sqrt(residual / gradient)
+        ratio = rate_share * math.sqrt(residual / gradient)
         if self.mode == "adapt":
             if ratio > self._largest_ratio:
                 self.level = min(self.level + 1, _MOST_LEVELS)
@@ -101,7 +108,7 @@ class ResidualGuard:
 
     def codec_at_level(self, codec: Codec) -> Codec:
         """Return what is sent in place of ``codec`` now."""
-        if not codec.sends_little:
+        if not codec.spared_share:
             return codec
         for _ in range(self.level):
             codec = codec.denser() or codec

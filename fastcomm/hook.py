@@ -64,9 +64,8 @@ class HookState:
             not depend on it. None: the cores that the ranks of this host leave idle, at least 1.
         policy: codecs by parameter name, ``{"embed*": "int8", "*": "topk:0.01"}``: the first shell
             pattern that matches counts; what none matches gets ``codec``. None: ``codec`` for all,
-            but codecs that send little (``int2``, ``sign``, ``topk``) leave embeddings, norms and
-            the last layer uncompressed (as ``int8`` if they are over a sixteenth of the model).
-            {}: ``codec`` for all. See policy.py.
+            but codecs that send little (``int2``, ``sign``, ``topk``) spare embeddings, norms and
+            the last layer as far as that costs few bytes. {}: ``codec`` for all. See policy.py.
         momentum: momentum correction: the hook applies the momentum, on each rank before it
             compresses. Use an optimizer without momentum then. See momentum.py.
         nesterov: of that momentum, as torch.optim.SGD has it.
@@ -126,7 +125,8 @@ class HookState:
         if not 0 <= residual_decay <= 1:
             raise ArgumentError(f"residual_decay {residual_decay:g} is outside [0, 1]")
         self._residual_decay = residual_decay
-        self._guard = ResidualGuard(guard, guard_ratio)
+        # Velocities are that much larger than gradients.
+        self._guard = ResidualGuard(guard, guard_ratio / (1 - momentum))
         self._clipping = LocalClipping(max_norm, self.process_group.size())
         # Residuals of fp32 are zero; only a checkpoint can bring some to be delivered.
         self._residuals = ResidualStore(
@@ -289,14 +289,15 @@ class HookState:
         So nobody waits: the ranks' norms are exchanged while a step is under way.
         """
         assert self._group is not None
+        rank, rate_share = self._group.rank, self._learning_rates.share_of_largest()
         if self._sum_of_squares is not None:
-            self._guard.judge(self._sum_of_squares.wait(), self._group.rank)
+            self._guard.judge(self._sum_of_squares.wait(), rank, rate_share)
             self._sum_of_squares = None
         squares = self._guard.take_squares()
         if squares is None:
             return
         if self._guard.mode == "warn":
-            self._guard.judge(squares, self._group.rank)
+            self._guard.judge(squares, rank, rate_share)
             return
         runs: Runs = [(squares.numel(), Fp32())]
         algorithm = self._group.algorithm("auto", runs, squares.device)

@@ -26,6 +26,7 @@ class LearningRates:
     def __init__(self) -> None:
         self._optimizer: torch.optim.Optimizer | None = None
         self._known: list[float] = []  # of each group
+        self._largest = 0.0  # of the first group
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Begin to look at an optimizer's learning rates.
@@ -58,6 +59,13 @@ class LearningRates:
             self._known[index] = rate
             for parameter in group["params"]:
                 rescale_residual(parameter, factor)
+
+    def share_of_largest(self) -> float:
+        """Return the first group's rate, as a share of the largest that was seen."""
+        if not self._known:
+            return 1.0
+        self._largest = max(self._largest, self._known[0])
+        return self._known[0] / self._largest
 
     def state_dict(self) -> list[float]:
         """Return the rates that residuals are in units of."""

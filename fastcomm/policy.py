@@ -5,10 +5,11 @@ Three rules, the first that says something about a parameter decides:
 1. One-dimensional parameters (biases, norms) and small ones are sent as float32: they are few
    bytes, and large errors in them hurt.
 2. ``policy`` has a pattern that matches the parameter's name: the first that does.
-3. Without a policy, codecs that send little (``int2``, ``sign``, ``topk``) leave embeddings, norms
-   and the head alone: rows of an embedding get gradients rarely, and the head's are the largest of
-   the model. They are sent as float32; as ``int8`` where they are more than a sixteenth of the
-   model, whose bytes they would then dominate.
+3. Without a policy, codecs that send little (``int2``, ``sign``, ``topk``) spare embeddings, norms
+   and the head, the last layer: rows of an embedding get gradients rarely, and the head's are the
+   largest of the model. These are sent as float32, or else as ``int8``, as long as that takes no
+   more than a share of the bytes of all other parameters: all of it with the first two, a quarter
+   with ``topk``, which selects what is large anyway. Where both take more, they get the codec.
 """
 
 from __future__ import annotations
@@ -22,8 +23,6 @@ from torch import nn
 from fastcomm.codecs import Codec, Fp32, Int8
 from fastcomm.codecs import codec as parse_codec
 from fastcomm.errors import ArgumentError
-
-_LARGEST_SHARE_AS_FP32 = 1 / 16
 
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _MATRICES = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
@@ -84,12 +83,12 @@ class Policy:
         """
         if self._patterns is not None:
             self._attach_patterns(module, self._patterns)
-        elif self._codec.sends_little:
-            self._of_parameter = _protected(module)
+        elif self._codec.spared_share:
+            self._of_parameter = self._spared(module)
 
     def codec_of(self, parameter: torch.Tensor) -> Codec:
         """Return the codec of a parameter."""
-        if parameter.dim() <= 1 or parameter.numel() < self._min_compress_elements:
+        if not self._is_large(parameter):
             return Fp32()
         return self._of_parameter.get(id(parameter), self._codec)
 
@@ -112,22 +111,29 @@ class Policy:
                 f"parameters are {', '.join(parameters)}"
             )
 
+    def _spared(self, module: nn.Module) -> dict[int, Codec]:
+        """Return the codec, by id, of what is spared this policy's codec."""
+        spared = {id(p): p for p in spared_parameters(module) if self._is_large(p)}
+        others = (p for p in module.parameters() if id(p) not in spared and self._is_large(p))
+        num_bytes = self._codec.wire_bytes(sum(parameter.numel() for parameter in others))
+        num_spared = sum(parameter.numel() for parameter in spared.values())
+        for codec in (Fp32(), Int8()):
+            if codec.wire_bytes(num_spared) <= self._codec.spared_share * num_bytes:
+                return dict.fromkeys(spared, codec)
+        return {}
 
-def _protected(module: nn.Module) -> dict[int, Codec]:
-    """Return the codecs of what codecs that send little leave alone, by id."""
-    protected: dict[int, torch.Tensor] = {}
-    head: torch.Tensor | None = None
-    num_matrices = 0
+    def _is_large(self, parameter: torch.Tensor) -> bool:
+        return parameter.dim() > 1 and parameter.numel() >= self._min_compress_elements
+
+
+def spared_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of embeddings, norms and the head."""
+    spared: list[nn.Parameter] = []
+    matrices: list[nn.Parameter] = []
     for part in module.modules():
         if isinstance(part, _EMBEDDINGS) or "Norm" in type(part).__name__:
-            own = part.parameters(recurse=False)
-            protected.update({id(parameter): parameter for parameter in own})
-        elif isinstance(part, _MATRICES) and part.weight.requires_grad:
-            head = part.weight
-            num_matrices += 1
-    if head is not None and num_matrices > 1:
-        protected[id(head)] = head
-    num_elements = sum(parameter.numel() for parameter in module.parameters())
-    num_protected = sum(parameter.numel() for parameter in protected.values())
-    is_small = num_protected <= _LARGEST_SHARE_AS_FP32 * num_elements
-    return dict.fromkeys(protected, Fp32() if is_small else Int8())
+            spared += part.parameters(recurse=False)
+        elif isinstance(part, _MATRICES):
+            matrices += [p for p in part.parameters(recurse=False) if p.dim() > 1]
+    # The only layer of a model is all that there is to compress.
+    return spared + matrices[-1:] if len(matrices) > 1 else spared

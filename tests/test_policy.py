@@ -56,9 +56,9 @@ def test_what_no_pattern_matches_gets_the_codec() -> None:
     assert found["second.weight"] == found["embed.weight"] == "int8"
 
 
-@pytest.mark.parametrize("codec", ["int2", "sign", "topk:0.01"])
-def test_codecs_that_send_little_leave_embedding_norm_and_head_alone(codec: str) -> None:
-    found = codecs_of(Language(), codec, None)
+@pytest.mark.parametrize("codec", ["int2", "sign", "topk:0.1"])
+def test_codecs_that_send_little_spare_embedding_norm_and_head(codec: str) -> None:
+    found = codecs_of(Language(words=20), codec, None)
     assert {name for name, its in found.items() if its == codec} == {
         "first.weight",
         "second.weight",
@@ -66,9 +66,21 @@ def test_codecs_that_send_little_leave_embedding_norm_and_head_alone(codec: str)
     assert found["embed.weight"] == found["head.weight"] == found["norm.weight"] == "fp32"
 
 
-def test_large_embeddings_are_sent_as_int8_instead() -> None:
-    found = codecs_of(Language(words=1000), "topk:0.01", None)
-    assert found["embed.weight"] == found["head.weight"] == "int8"
+@pytest.mark.parametrize(
+    ("codec", "words", "expected"),
+    [
+        # 131 072 other elements; embedding and head have 64 for each word.
+        ("sign", 100, "int8"),
+        ("sign", 1000, "sign"),
+        ("topk:0.1", 80, "int8"),
+        ("topk:0.01", 40, "topk:0.01"),
+    ],
+)
+def test_what_is_spared_takes_no_more_than_its_share_of_the_bytes(
+    codec: str, words: int, expected: str
+) -> None:
+    found = codecs_of(Language(words), codec, None)
+    assert found["embed.weight"] == found["head.weight"] == expected
     assert found["first.bias"] == "fp32"
 
 
