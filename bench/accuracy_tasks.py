@@ -73,9 +73,9 @@ class Recipe:
 
 
 RECIPES = {
-    "mnist": Recipe(_ACCURACY, 256, 700, 10, {"sgd": 0.1, "adamw": 0.004}),
+    "mnist": Recipe(_ACCURACY, 256, 468, 5, {"sgd": 0.1, "adamw": 0.004}),
     "digits": Recipe(_ACCURACY, 64, 660, 20, {"sgd": 0.1, "adamw": 0.006}),
-    "text": Recipe(_LOSS, 32, 800, 16, {"sgd": 0.2, "adamw": 0.006}),
+    "text": Recipe(_LOSS, 32, 400, 8, {"sgd": 0.2, "adamw": 0.006}),
 }
 
 

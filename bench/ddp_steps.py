@@ -42,7 +42,7 @@ def register(model: DistributedDataParallel, method: str) -> fastcomm.HookState 
         }[method]
         model.register_comm_hook(dist.group.WORLD, hook)
     else:
-        return fastcomm.register(model, codec=method)
+        return fastcomm.register(model, codec=method, warmup_steps=0)
     return None
 
 

@@ -4,7 +4,7 @@
     python examples/mnist_ddp.py --compare              # methods side by side; --compare --help
 
 --codec takes any fastcomm codec, or what to compare it with: "none" (plain DDP, f32) and PyTorch's
-own hooks, "fp16-hook", "bf16-hook" and "powersgd".
+own hooks, "fp16-hook", "bf16-hook" and "powersgd" ("powersgd:4": of rank 4, not 2).
 """
 
 import argparse
@@ -32,6 +32,7 @@ from mnist_report import (
     TrainingProgress,
     WireMeter,
     describe_machine,
+    is_powersgd,
 )
 
 
@@ -53,7 +54,7 @@ class Trainer:
         # This memory format takes a third off the time of the convolutions.
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         # PowerSGD gets one bucket: over gloo it runs several at once in any order, and crashes.
-        bucket_megabytes = 25 if arguments.codec == "powersgd" else None
+        bucket_megabytes = 25 if is_powersgd(arguments.codec) else None
         self.model = DistributedDataParallel(self.network, bucket_cap_mb=bucket_megabytes)
         self.hook_state = set_gradient_sync(self.model, arguments.codec, arguments.algorithm)
         self.meter = WireMeter(self.network, arguments.codec, world_size, self.hook_state)
@@ -243,7 +244,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     add("--checkpoint-every", type=int, default=100, metavar="STEPS", help="default 100")
     arguments = parser.parse_args()
-    if arguments.checkpoint is not None and arguments.codec == "powersgd":
+    if arguments.checkpoint is not None and is_powersgd(arguments.codec):
         parser.error("--checkpoint: what PowerSGD keeps would be lost")
     return arguments
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from mnist_report import POWERSGD_PLAIN_STEPS, POWERSGD_RANK
+from mnist_report import POWERSGD_PLAIN_STEPS, is_powersgd, powersgd_rank
 
 
 class MnistCnn(nn.Module):
@@ -45,8 +45,9 @@ def set_gradient_sync(model: DistributedDataParallel, codec: str, algorithm: str
         model.register_comm_hook(None, default_hooks.fp16_compress_hook)
     elif codec == "bf16-hook":
         model.register_comm_hook(None, bf16_hook)
-    elif codec == "powersgd":
-        state = powerSGD_hook.PowerSGDState(None, POWERSGD_RANK, POWERSGD_PLAIN_STEPS)
+    elif is_powersgd(codec):
+        matrix_rank = powersgd_rank(codec)
+        state = powerSGD_hook.PowerSGDState(None, matrix_rank, POWERSGD_PLAIN_STEPS)
         model.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
     else:
         import fastcomm

@@ -15,9 +15,9 @@ from torch import nn
 
 Row = dict[str, Any]
 
-# How PowerSGD is set up in this example: the rank of its matrices, and how many steps at the start
-# it sends uncompressed.
-POWERSGD_RANK = 2
+# How PowerSGD is set up in this example: the rank of its matrices, where "powersgd:RANK" does not
+# say it, and how many steps at the start it sends uncompressed.
+_POWERSGD_RANK = 2
 POWERSGD_PLAIN_STEPS = 10
 
 TARGET_ACCURACY_PERCENT = 99.0
@@ -55,6 +55,17 @@ class TrainingProgress:
         }
 
 
+def is_powersgd(codec: str) -> bool:
+    """Return whether gradients are synchronized by PyTorch's PowerSGD hook."""
+    return codec.partition(":")[0] == "powersgd"
+
+
+def powersgd_rank(codec: str) -> int:
+    """Return the rank of PowerSGD's matrices: that of ``powersgd:RANK``, or 2."""
+    _, _, rank = codec.partition(":")
+    return int(rank) if rank else _POWERSGD_RANK
+
+
 class WireMeter:
     """Bytes that this rank has sent for training, by every way of counting that this run allows.
 
@@ -75,7 +86,9 @@ class WireMeter:
         self._codec = codec
         ring_bytes = 4 * 2 * (world_size - 1) / world_size
         self._plain_bytes = ring_bytes * sum(weight.numel() for weight in model.parameters())
-        self._powersgd_bytes = ring_bytes * _powersgd_elements(model)
+        self._powersgd_bytes = 0.0
+        if is_powersgd(codec):
+            self._powersgd_bytes = ring_bytes * _powersgd_elements(model, powersgd_rank(codec))
         self._paused_at = self._excluded = self._read_counter()
         self._earlier: dict[str, float] = {}
         self._earlier_steps = 0
@@ -120,7 +133,7 @@ class WireMeter:
     def _computed_bytes(self, num_steps: int) -> float:
         if self._codec in ("fp16-hook", "bf16-hook"):
             return num_steps * self._plain_bytes / 2
-        if self._codec == "powersgd":
+        if is_powersgd(self._codec):
             plain_steps = min(num_steps, POWERSGD_PLAIN_STEPS)
             compressed_steps = num_steps - plain_steps
             return plain_steps * self._plain_bytes + compressed_steps * self._powersgd_bytes
@@ -203,13 +216,13 @@ def _git_commit() -> str:
         return "unknown"
 
 
-def _powersgd_elements(model: nn.Module) -> int:
+def _powersgd_elements(model: nn.Module, matrix_rank: int) -> int:
     """Elements that PowerSGD sends: two thin factors of each matrix that they make smaller."""
     elements = 0
     for weight in model.parameters():
         rows = weight.shape[0]
         columns = weight.numel() // rows
-        factors = (rows + columns) * POWERSGD_RANK
+        factors = (rows + columns) * matrix_rank
         worth_it = weight.dim() > 1 and 2 * factors < rows * columns
         elements += factors if worth_it else rows * columns
     return elements

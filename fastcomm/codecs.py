@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 
-_SMALLEST_DENSITY_WITHOUT_WARMUP = 0.005
+# Measured: docs/choosing_a_codec.md.
 _WARMUP_STEPS = 100
 
 
@@ -79,7 +79,7 @@ class TopK(Codec):
 
     @property
     def default_warmup_steps(self) -> int:  # noqa: D102
-        return _WARMUP_STEPS if self.density < _SMALLEST_DENSITY_WITHOUT_WARMUP else 0
+        return _WARMUP_STEPS if self.is_sparse else 0
 
     def denser(self) -> Codec | None:  # noqa: D102
         return TopK(density=min(1.0, 4 * self.density)) if self.is_sparse else Int8()

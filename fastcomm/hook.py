@@ -59,7 +59,7 @@ class HookState:
             sent as float32, inside the same message.
         warmup_steps: during so many steps, start dense and become sparser (top-k: density ramps
             from 1 to its target; ``int2``, ``sign``: ``int8``, then ``int4``; other codecs: fp32).
-            None: what the codec has by default: none but for ``topk`` below 0.005.
+            None: what the codec has by default: 100 for ``topk``, none for others.
         codec_threads: how many threads of this rank encode and decode a slice together; results do
             not depend on it. None: the cores that the ranks of this host leave idle, at least 1.
         policy: codecs by parameter name, ``{"embed*": "int8", "*": "topk:0.01"}``: the first shell

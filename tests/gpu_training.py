@@ -60,7 +60,7 @@ def conserving_step(model: DistributedDataParallel, state: fastcomm.HookState, s
 def worst_difference_from_plain_ddp(group: Group, codec: str) -> float:
     """Return the worst difference of averaged gradients, relative to a parameter's largest one."""
     plain, compressed = gpu_model(group), gpu_model(group)
-    fastcomm.register(compressed, codec)
+    fastcomm.register(compressed, codec, warmup_steps=0)
     worst = 0.0
     for step in range(3):
         expected, found = backward(plain, step), backward(compressed, step)
@@ -74,7 +74,7 @@ def worst_difference_from_plain_ddp(group: Group, codec: str) -> float:
 def keep_books(group: Group, codec: str) -> tuple[float, list[str]]:
     """Return the worst violation of conservation, and the devices of the residuals."""
     model = gpu_model(group, bucket_cap_mb=0.02)
-    state = fastcomm.register(model, codec)
+    state = fastcomm.register(model, codec, warmup_steps=0)
     worst = max(conserving_step(model, state, step) for step in range(4))
     return worst, sorted({r.device.type for r in residuals(state).values()})
 
@@ -83,7 +83,7 @@ def final_loss(group: Group, codec: str | None) -> tuple[float, bool]:
     """Train; return the loss, averaged over the last steps and the ranks, and rank identity."""
     model = gpu_model(group)
     if codec is not None:
-        fastcomm.register(model, codec)
+        fastcomm.register(model, codec, warmup_steps=0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     last_losses = []
     for step in range(120):
@@ -101,7 +101,7 @@ def final_loss(group: Group, codec: str | None) -> tuple[float, bool]:
 def sent_bytes(group: Group, codec: str, on_gpu: bool) -> tuple[int, int, int, int]:
     """Return steps, elements, raw bytes and wire bytes of three steps."""
     model = gpu_model(group) if on_gpu else DistributedDataParallel(mlp())
-    state = fastcomm.register(model, codec)
+    state = fastcomm.register(model, codec, warmup_steps=0)
     for step in range(3):
         backward(model, step)
     stats = state.stats
@@ -130,7 +130,7 @@ def stop_and_resume(group: Group, codec: str, by_cpu: bool) -> None:
         # With find_unused_parameters DDP never rebuilds its buckets: equal residuals must give
         # equal bits.
         model = gpu_model(group, find_unused_parameters=True)
-        state = fastcomm.register(model, codec)
+        state = fastcomm.register(model, codec, warmup_steps=0)
         return model, state, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 
     model, state, optimizer = start()
@@ -151,7 +151,7 @@ def stop_and_resume(group: Group, codec: str, by_cpu: bool) -> None:
 def flush_once(group: Group, codec: str) -> None:
     """All residuals arrive in one step."""
     model = gpu_model(group)
-    state = fastcomm.register(model, codec)
+    state = fastcomm.register(model, codec, warmup_steps=0)
     for step in range(3):
         assert conserving_step(model, state, step) <= 1e-6
     state.flush()
@@ -164,7 +164,7 @@ def flush_once(group: Group, codec: str) -> None:
 def scale_gradients(group: Group, codec: str, poison: float) -> None:
     """Autocast and a GradScaler; the third step of four has a non-finite loss on one rank."""
     model = gpu_model(group)
-    state = fastcomm.register(model, codec)
+    state = fastcomm.register(model, codec, warmup_steps=0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler(GPU.type, init_scale=1024.0, backoff_factor=0.5)
     for step in range(4):

@@ -32,9 +32,11 @@ def worst_difference_from_plain_ddp(codec: str, by_register: bool) -> dict[str, 
     """Return, by parameter, the worst relative difference of averaged gradients in three steps."""
     plain, compressed = DistributedDataParallel(mlp()), DistributedDataParallel(mlp())
     if by_register:
-        fastcomm.register(compressed, codec)
+        fastcomm.register(compressed, codec, warmup_steps=0)
     else:
-        compressed.register_comm_hook(fastcomm.HookState(codec), fastcomm.compress_hook)
+        compressed.register_comm_hook(
+            fastcomm.HookState(codec, warmup_steps=0), fastcomm.compress_hook
+        )
     worst: dict[str, float] = {}
     for step in range(3):
         expected, found = backward(plain, step), backward(compressed, step)
@@ -71,7 +73,12 @@ def final_loss(codec: str | None) -> tuple[float, bool]:
     """Train; return the loss, averaged over the last steps and the ranks, and rank identity."""
     model = DistributedDataParallel(mlp())
     if codec is not None:
-        fastcomm.register(model, codec, error_feedback=not fastcomm.codec(codec).is_stochastic)
+        fastcomm.register(
+            model,
+            codec,
+            error_feedback=not fastcomm.codec(codec).is_stochastic,
+            warmup_steps=0,
+        )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     last_losses = []
     for step in range(120):
@@ -122,7 +129,7 @@ def test_compressed_training_follows_plain_ddp(codec: str, share: float) -> None
 def steps_with(options: dict[str, Any], num_steps: int) -> tuple[list[int], list[float]]:
     """Return the bytes sent in each step, and each step's violation of conservation."""
     model = DistributedDataParallel(mlp())
-    state = fastcomm.register(model, **options)
+    state = fastcomm.register(model, **{"warmup_steps": 0, **options})
     sent, errors = [0], []
     for step in range(num_steps):
         errors.append(conserving_step(model, state, step))
@@ -170,7 +177,7 @@ def test_without_error_feedback_equal_gradients_give_equal_results() -> None:
 def flush_once(codec: str) -> None:
     num_ranks = dist.get_world_size()
     model = DistributedDataParallel(mlp(width=3001), bucket_cap_mb=1)
-    state = fastcomm.register(model, codec)
+    state = fastcomm.register(model, codec, warmup_steps=0)
     for step in range(3):
         assert conserving_step(model, state, step) <= 1e-6
     state.flush()

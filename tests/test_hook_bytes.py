@@ -130,7 +130,7 @@ def test_stats_count_every_byte_sent(codec: str, algorithm: str, num_ranks: int)
 
 def one_matrix(codec: str) -> tuple[int, float]:
     model = DistributedDataParallel(nn.Linear(1000, 1000, bias=False))
-    state = fastcomm.register(model, codec)
+    state = fastcomm.register(model, codec, warmup_steps=0)
     model(torch.randn(4, 1000)).sum().backward()
     stats = state.stats
     return stats.wire_bytes, stats.ratio

@@ -145,7 +145,7 @@ def use_branches(codec: str) -> float:
     """Return the worst difference from plain DDP when the ranks use different parameters."""
     plain = DistributedDataParallel(Branches(), find_unused_parameters=True)
     model = DistributedDataParallel(Branches(), find_unused_parameters=True)
-    fastcomm.register(model, codec)
+    fastcomm.register(model, codec, warmup_steps=0)
     worst = 0.0
     for step in range(5):
         # Both ranks left, both right, then each another one.
@@ -188,7 +188,7 @@ def accumulate(codec: str, gradient_as_bucket_view: bool) -> tuple[float, int, i
         DistributedDataParallel(mlp(), gradient_as_bucket_view=gradient_as_bucket_view)
         for _ in range(2)
     )
-    state = fastcomm.register(model, codec)
+    state = fastcomm.register(model, codec, warmup_steps=0)
     worst = 0.0
     for step in range(3):
         for candidate in (plain, model):
@@ -246,12 +246,12 @@ def train_two_models() -> None:
     alone = []
     for codec in codecs:
         model = DistributedDataParallel(mlp())
-        state = fastcomm.register(model, codec)
+        state = fastcomm.register(model, codec, warmup_steps=0)
         of_steps = [backward(model, step) for step in range(4)]
         alone.append((of_steps, residuals(state), state.stats.wire_bytes))
 
     models = [DistributedDataParallel(mlp()) for _ in codecs]
-    states = [fastcomm.register(m, c) for m, c in zip(models, codecs, strict=True)]
+    states = [fastcomm.register(m, c, warmup_steps=0) for m, c in zip(models, codecs, strict=True)]
     for step in range(4):
         for model in models:
             model.zero_grad()

@@ -43,7 +43,7 @@ def train_uneven(
     if hook == "allreduce_hook":
         model.register_comm_hook(dist.group.WORLD, allreduce_hook)
     elif hook:
-        fastcomm.register(model, hook)
+        fastcomm.register(model, hook, warmup_steps=0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     found = []
     for epoch in range(2):
@@ -80,7 +80,7 @@ def test_fp32_trains_uneven_inputs_as_ddp_does(
 def conserve(num_steps: list[int], options: dict[str, Any], ddp_options: dict[str, Any]) -> None:
     rank, longest = dist.get_rank(), max(range(len(num_steps)), key=lambda r: num_steps[r])
     model = DistributedDataParallel(mlp(width=6001), **ddp_options)
-    state = fastcomm.register(model, **options)
+    state = fastcomm.register(model, **{"warmup_steps": 0, **options})
     num_elements = sum(p.numel() for p in model.parameters())
     gradient, delivered = torch.zeros(2, num_elements, dtype=torch.float64)
     digests: list[str] = []
@@ -129,7 +129,7 @@ def join_early(num_steps: list[int]) -> bool:
     """Return whether the residuals of the rank that joins first are those of its last step."""
     model = DistributedDataParallel(mlp())
     # Each rank encodes its own gradients only: one that has none leaves nothing out.
-    state = fastcomm.register(model, "topk:0.05", algorithm="gather")
+    state = fastcomm.register(model, "topk:0.05", algorithm="gather", warmup_steps=0)
     with model.join():
         for step in range(num_steps[dist.get_rank()]):
             backward(model, step)

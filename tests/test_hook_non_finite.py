@@ -20,7 +20,7 @@ HELD_OUT = 10_000  # the step whose batches nobody trains with
 def train_over_poison(codec: str | None) -> tuple[float, int]:
     """Return the accuracy after training, and in how many steps the optimizer was skipped."""
     model = DistributedDataParallel(mlp())
-    state = fastcomm.register(model, codec) if codec else None
+    state = fastcomm.register(model, codec, warmup_steps=0) if codec else None
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     # The scale changes often: it halves after a skipped step, and doubles after four others.
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=4)

@@ -16,7 +16,7 @@ CODECS = ("fp32", "bf16", "fp16", "int8", "sign", "topk:0.05")
 def autocast_steps(codec: str) -> float:
     """Return the largest difference from plain DDP's gradients, relative to the largest one."""
     plain, model = DistributedDataParallel(mlp()), DistributedDataParallel(mlp())
-    fastcomm.register(model, codec)
+    fastcomm.register(model, codec, warmup_steps=0)
     worst = 0.0
     for step in range(3):
         with torch.autocast("cpu", torch.bfloat16):
@@ -40,7 +40,7 @@ def parameters_digest(model: torch.nn.Module) -> str:
 def scale_gradients(codec: str, poison: float) -> None:
     """Three steps with a GradScaler; the second has a non-finite loss on one rank."""
     model = DistributedDataParallel(mlp())
-    state = fastcomm.register(model, codec)
+    state = fastcomm.register(model, codec, warmup_steps=0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, backoff_factor=0.5)
     for step in range(3):
@@ -72,7 +72,7 @@ def test_overflow_on_one_rank_makes_grad_scaler_skip_on_all(codec: str, poison: 
 def train(codec: str, growth_interval: int, tells_scale: bool) -> str:
     """Return a digest of the parameters after steps in which the scale grows, 0: without scaler."""
     model = DistributedDataParallel(mlp())
-    state = fastcomm.register(model, codec)
+    state = fastcomm.register(model, codec, warmup_steps=0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler(
         "cpu", init_scale=256.0, growth_interval=growth_interval or 1, enabled=growth_interval > 0
@@ -114,7 +114,7 @@ def refuse_scale(scale: float) -> bool:
 def overflow_one_element(codec: str) -> None:
     """A single infinite element, in a matrix that is compressed, must reach the other rank."""
     model = DistributedDataParallel(mlp())
-    state = fastcomm.register(model, codec)
+    state = fastcomm.register(model, codec, warmup_steps=0)
     weight = model.module[0].weight
     if dist.get_rank() == 0:
 
@@ -143,7 +143,7 @@ def test_one_infinite_element_reaches_all_ranks_and_nothing_else(codec: str) -> 
 def low_precision_steps(codec: str, dtype: torch.dtype) -> tuple[float, list[str]]:
     """Return the largest difference from the exact average, and hashes of the results."""
     model = DistributedDataParallel(mlp(dtype=dtype))
-    fastcomm.register(model, codec)
+    fastcomm.register(model, codec, warmup_steps=0)
     worst, digests = 0.0, []
     for step in range(3):
         local = DistributedDataParallel(mlp(dtype=dtype)).module
@@ -173,7 +173,7 @@ def test_gradients_in_half_precision_are_averaged_in_f32_and_rounded_once(
 def train_in(dtype: torch.dtype, codec: str | None) -> float:
     model = DistributedDataParallel(mlp(dtype=dtype))
     if codec is not None:
-        fastcomm.register(model, codec)
+        fastcomm.register(model, codec, warmup_steps=0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for step in range(60):
         optimizer.zero_grad()

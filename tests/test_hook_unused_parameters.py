@@ -34,7 +34,7 @@ def zero(model: nn.Module, mode: str) -> None:
 def conserve(codec: str, mode: str, ddp_options: dict[str, Any]) -> float:
     """Return the worst violation of conservation; ``mode``: what is done with old gradients."""
     model = DistributedDataParallel(Branches(), find_unused_parameters=True, **ddp_options)
-    state = fastcomm.register(model, codec)
+    state = fastcomm.register(model, codec, warmup_steps=0)
     num_ranks = dist.get_world_size()
     names = [name for name, _ in model.module.named_parameters()]
     zeros = {n: torch.zeros(p.numel()) for n, p in model.module.named_parameters()}

@@ -47,8 +47,8 @@ def test_sparse_updates_are_those_of_the_paper(num_ranks: int, nesterov: bool) -
     model = one_matrix()
     density = 0.05
     k = round(density * model.weight.numel())
-    options: dict[str, Any] = {"momentum": MOMENTUM, "nesterov": nesterov, "algorithm": "gather"}
-    group = GivenGradients(model, num_ranks, f"topk:{density}", **options)
+    options: dict[str, Any] = {"momentum": MOMENTUM, "nesterov": nesterov, "warmup_steps": 0}
+    group = GivenGradients(model, num_ranks, f"topk:{density}", algorithm="gather", **options)
     paper = [PaperRank(model.weight.numel(), k) for _ in range(num_ranks)]
     for step in range(20):
         of_ranks = random_gradients(model, num_ranks, step)
@@ -97,7 +97,7 @@ def test_with_a_codec_that_leaves_nothing_out_it_is_sgd_with_momentum(nesterov: 
 def resume_with_momentum() -> None:
     def start() -> tuple[DistributedDataParallel, fastcomm.HookState]:
         model = DistributedDataParallel(mlp())
-        return model, fastcomm.register(model, "topk:0.05", momentum=MOMENTUM)
+        return model, fastcomm.register(model, "topk:0.05", momentum=MOMENTUM, warmup_steps=0)
 
     def gradients_of(model: DistributedDataParallel, step: int) -> list[torch.Tensor]:
         model.zero_grad()

@@ -127,7 +127,7 @@ MIXED = {
 
 def bytes_of_a_step() -> int:
     model = DistributedDataParallel(mlp())
-    options: dict[str, Any] = {"policy": MIXED, "min_compress_elements": 1}
+    options: dict[str, Any] = {"policy": MIXED, "min_compress_elements": 1, "warmup_steps": 0}
     state = fastcomm.register(model, "int8", algorithm="gather", **options)
     for step in range(3):
         assert conserving_step(model, state, step) <= 1e-5
@@ -152,7 +152,13 @@ def test_bucket_of_several_codecs_is_one_message() -> None:
 def test_nothing_is_lost_under_a_policy(algorithm: str, num_ranks: int) -> None:
     model = mlp()
     group = GivenGradients(
-        model, num_ranks, "int8", policy=MIXED, algorithm=algorithm, min_compress_elements=1
+        model,
+        num_ranks,
+        "int8",
+        policy=MIXED,
+        algorithm=algorithm,
+        min_compress_elements=1,
+        warmup_steps=0,
     )
     given: dict[str, torch.Tensor] = {}
     delivered: dict[str, torch.Tensor] = {}

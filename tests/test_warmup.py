@@ -22,7 +22,7 @@ def test_few_bit_codecs_step_down_from_int8_over_int4(codec: str) -> None:
 
 @pytest.mark.parametrize(
     ("codec", "steps"),
-    [("int8", 0), ("int4", 0), ("fp32", 0), ("topk:0.01", 0), ("topk:0.5", 0), ("topk:0.001", 100)],
+    [("int8", 0), ("int4", 0), ("fp32", 0), ("sign", 0), ("topk:0.5", 0), ("topk:0.01", 100)],
 )
 def test_only_codecs_that_need_it_warm_up_by_default(codec: str, steps: int) -> None:
     assert fastcomm.Simulation(one_matrix(), 2, codec).states[0].warmup_steps == steps

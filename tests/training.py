@@ -125,7 +125,8 @@ def recording_hook(recorder: Recorder, bucket: GradBucket) -> torch.futures.Futu
 
 
 def register_recorded(model: DistributedDataParallel, codec: str, **options: Any) -> Recorder:
-    """Do what fastcomm.register does, with a note of every bucket."""
+    """Do what fastcomm.register does, with a note of every bucket; by default without warm-up."""
+    options = {"warmup_steps": 0, **options}
     state = fastcomm.HookState(codec, process_group=model.process_group, **options)
     recorder = Recorder(state)
     recorder.state.attach(model)
