@@ -70,6 +70,7 @@ def encode(
     workspace: CodecWorkspace,
     sliced: bool = False,
     sealed: bool = True,
+    velocity: Tensor | None = None,  # becomes 0 where a sparse codec sends a finite value
 ) -> None: ...
 def decode(
     spec: CodecSpec,
@@ -113,6 +114,11 @@ class Communicator:
         step: int,
         bucket_index: int,
         caller_waits: bool = False,  # run it on this thread, if that is possible
+        # velocity = momentum * velocity + bucket; the bucket's values are then those of velocity
+        # (nesterov: bucket + momentum * velocity). Needs a residual.
+        velocity: Tensor | None = None,
+        momentum: float = 0.0,
+        nesterov: bool = False,
     ) -> Future[Tensor]: ...
     def measurements(self) -> dict[str, float]: ...
     def start_trace(self) -> None: ...
@@ -132,6 +138,9 @@ class StreamCommunicator:
         step: int,
         bucket_index: int,
         caller_waits: bool = False,  # of no effect
+        velocity: Tensor | None = None,  # as above
+        momentum: float = 0.0,
+        nesterov: bool = False,
     ) -> Future[Tensor]: ...
     # Waits for what is enqueued; False if it failed or takes longer.
     def finish(self, seconds: float) -> bool: ...

@@ -30,8 +30,7 @@ NUM_LANES = 2
 _SECONDS_TO_FINISH = 30.0
 
 # Seconds between two looks for another rank's settings: more and more.
-_SHORTEST_PAUSE = 0.0002
-_LONGEST_PAUSE = 0.02
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.0002, 0.02
 
 # How many connections each process group has so far: the same on all of its ranks.
 _num_connections: weakref.WeakKeyDictionary[dist.ProcessGroup, int] = weakref.WeakKeyDictionary()
@@ -205,8 +204,7 @@ class ConnectedGroup:
         communicator = self._communicators.get("gloo")
         timeout: datetime.timedelta = self._store.timeout  # type: ignore[attr-defined]  # a stub
         seconds = timeout.total_seconds()
-        deadline = time.monotonic() + seconds
-        pause = _SHORTEST_PAUSE
+        deadline, pause = time.monotonic() + seconds, _SHORTEST_PAUSE
         while not self._store.check([key]):
             if isinstance(communicator, _C.Communicator):
                 communicator.check(rank)
@@ -230,13 +228,19 @@ class ConnectedGroup:
         step: int,
         bucket_index: int = 0,
         caller_waits: bool = False,
+        velocity: torch.Tensor | None = None,
+        momentum: float = 0.0,
+        nesterov: bool = False,
     ) -> torch.futures.Future[torch.Tensor]:
         """Start ``bucket = factor * sum over ranks``; the future will hold ``bucket``.
 
         ``caller_waits``: the caller waits at once, so that its own thread may do the work.
+        ``velocity``: adds the gradient to it first, times ``momentum``, and sends that instead.
         """
+        step, bucket_index = step & 0xFFFFFFFF, bucket_index & 0xFFFF
+        correction = (velocity, momentum, nesterov)
         return self._communicator(bucket.device).all_reduce(
-            bucket, residual, plan, factor, step & 0xFFFFFFFF, bucket_index & 0xFFFF, caller_waits
+            bucket, residual, plan, factor, step, bucket_index, caller_waits, *correction
         )
 
     def measurements(self) -> dict[str, float]:

@@ -17,14 +17,20 @@ void check_memory(const at::Tensor& tensor, const char* what) {
   FASTCOMM_CHECK(tensor.is_contiguous(), what << " is not contiguous");
 }
 
-void check_residual(const std::optional<at::Tensor>& residual, const at::Tensor& tensor) {
-  if (!residual) return;
-  check_memory(*residual, "residual");
-  FASTCOMM_CHECK(residual->scalar_type() == at::kFloat && residual->numel() == tensor.numel(),
-                 "residual has " << residual->numel() << " elements of " << residual->scalar_type()
-                                 << ", not " << tensor.numel() << " of float32");
-  FASTCOMM_CHECK(residual->device() == tensor.device(),
-                 "residual is on " << residual->device() << ", its tensor on " << tensor.device());
+void check_companion(const at::Tensor& companion, const char* what, const at::Tensor& tensor) {
+  check_memory(companion, what);
+  FASTCOMM_CHECK(companion.scalar_type() == at::kFloat && companion.numel() == tensor.numel(),
+                 what << " has " << companion.numel() << " elements of " << companion.scalar_type()
+                      << ", not " << tensor.numel() << " of float32");
+  FASTCOMM_CHECK(companion.device() == tensor.device(),
+                 what << " is on " << companion.device() << ", its tensor on " << tensor.device());
+}
+
+void check_tensors(const BucketTensors& tensors) {
+  check_memory(tensors.bucket, "tensor");
+  dtype_of(tensors.bucket);
+  if (tensors.residual) check_companion(*tensors.residual, "residual", tensors.bucket);
+  if (tensors.velocity) check_companion(*tensors.velocity, "velocity", tensors.bucket);
 }
 
 std::vector<Run> to_runs(const RunPairs& pairs) {
@@ -97,14 +103,12 @@ class BareBucketCodec final : public Codec {
 };
 
 // The codec of a tensor, with payloads on its device.
-std::unique_ptr<Codec> make_codec(const CodecSpec& spec, const at::Tensor& tensor,
-                                  const std::optional<at::Tensor>& residual,
+std::unique_ptr<Codec> make_codec(const CodecSpec& spec, const BucketTensors& tensors,
                                   CallWorkspace& workspace, bool sealed) {
-  check_memory(tensor, "tensor");
-  check_residual(residual, tensor);
-  const BucketMemory memory = memory_of(tensor, residual);
-  if (!tensor.is_cpu()) {
-    DeviceCodecs& codecs = *workspace.on(tensor.device()).codecs;
+  check_tensors(tensors);
+  const BucketMemory memory = tensors.memory();
+  if (!tensors.bucket.is_cpu()) {
+    DeviceCodecs& codecs = *workspace.on(tensors.bucket.device()).codecs;
     return codecs.stream_codec({spec}, memory, {}, 1.0f, 0, sealed);
   }
   BucketCodec codec({spec}, memory, {}, 1.0f, 0, workspace.cpu);
@@ -158,9 +162,10 @@ int64_t claimed_num_elements(const at::Tensor& payload) {
 
 void encode(const CodecSpec& spec, const at::Tensor& tensor,
             const std::optional<at::Tensor>& residual, const std::vector<at::Tensor>& received,
-            const at::Tensor& payload, CallWorkspace& workspace, bool sliced, bool sealed) {
+            const at::Tensor& payload, CallWorkspace& workspace, bool sliced, bool sealed,
+            const std::optional<at::Tensor>& velocity) {
   const c10::DeviceGuard guard(tensor.device());
-  const auto codec = make_codec(spec, tensor, residual, workspace, sealed);
+  const auto codec = make_codec(spec, {tensor, residual, velocity}, workspace, sealed);
   const Slices slices(*codec, !sliced);
   const std::span<std::byte> bytes = bytes_on(tensor.device(), payload);
   check_payload_size(bytes, slices);
@@ -181,7 +186,7 @@ void encode(const CodecSpec& spec, const at::Tensor& tensor,
 void decode(const CodecSpec& spec, const at::Tensor& payload, const at::Tensor& out,
             CallWorkspace& workspace, bool sliced, bool sealed) {
   const c10::DeviceGuard guard(out.device());
-  const auto codec = make_codec(spec, out, std::nullopt, workspace, sealed);
+  const auto codec = make_codec(spec, {out, std::nullopt, std::nullopt}, workspace, sealed);
   const Slices slices(*codec, !sliced);
   const std::span<const std::byte> bytes = bytes_on(out.device(), payload);
   const MessageLabel label;
@@ -202,7 +207,7 @@ void decode(const CodecSpec& spec, const at::Tensor& payload, const at::Tensor& 
 
 void copy_streamed(const at::Tensor& out, const at::Tensor& tensor, CallWorkspace& workspace) {
   check_on_cpu(out, "out");
-  check_residual(out, tensor);  // as many elements of float32
+  check_companion(out, "out", tensor);
   run_in_parts(workspace.cpu.threads.get(), tensor.numel(), int64_t{1} << 18,
                [&](int64_t begin, int64_t end) {
                  stream_copy(tensor.data_ptr<float>() + begin, out.data_ptr<float>() + begin,

@@ -20,9 +20,10 @@ using RunPairs = std::vector<std::pair<int64_t, int>>;
 std::vector<Run> to_runs(const RunPairs& pairs);
 
 // Throw Error unless a tensor is contiguous memory of a device that fastcomm was built for, or a
-// residual fits its tensor.
+// residual or velocity fits its tensor.
 void check_memory(const at::Tensor& tensor, const char* what);
-void check_residual(const std::optional<at::Tensor>& residual, const at::Tensor& tensor);
+void check_companion(const at::Tensor& companion, const char* what, const at::Tensor& tensor);
+void check_tensors(const BucketTensors& tensors);
 
 // Buffers that outlive a call, on the CPU and for each stream of a GPU that was used.
 struct CallWorkspace {
@@ -46,7 +47,8 @@ int64_t payload_bytes(const std::vector<CodecSpec>& codecs, int64_t num_elements
                       const RunPairs& runs);
 void encode(const CodecSpec& spec, const at::Tensor& tensor,
             const std::optional<at::Tensor>& residual, const std::vector<at::Tensor>& received,
-            const at::Tensor& payload, CallWorkspace& workspace, bool sliced, bool sealed);
+            const at::Tensor& payload, CallWorkspace& workspace, bool sliced, bool sealed,
+            const std::optional<at::Tensor>& velocity);
 void decode(const CodecSpec& spec, const at::Tensor& payload, const at::Tensor& out,
             CallWorkspace& workspace, bool sliced, bool sealed);
 // The number of elements that an unverified payload claims to hold.

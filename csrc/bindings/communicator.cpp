@@ -82,7 +82,7 @@ Communicator::Communicator(std::vector<c10::intrusive_ptr<c10d::Backend>> backen
 Communicator::~Communicator() { close(); }
 
 void Communicator::submit(Job job, bool caller_waits) {
-  const c10::Device device = job.bucket.device();
+  const c10::Device device = job.tensors.bucket.device();
   if (!device.is_cpu()) {
     const c10::Stream stream = current_stream(device);
     FASTCOMM_CHECK(!is_capturing(stream),
@@ -149,13 +149,12 @@ void Communicator::run_job(Lane& lane, Job& job) {
   try {
     connections_.check();
     if (job.ready) {
-      const c10::Stream stream = lane.codecs_on(job.bucket.device()).stream();
+      const c10::Stream stream = lane.codecs_on(job.tensors.bucket.device()).stream();
       guard.reset_stream(stream);
       job.ready->block(stream);
       job.ready.reset();  // under the guard: it would else be destroyed on another GPU
       // Also if this fails half-way, their memory must stay until the stream is done with it.
-      job.bucket.record_stream(stream);
-      if (job.residual) job.residual->record_stream(stream);
+      job.tensors.record_stream(stream);
     }
     exchange(lane, job, place);
   } catch (Error& caught) {
@@ -177,16 +176,19 @@ void Communicator::run_job(Lane& lane, Job& job) {
 
 void Communicator::exchange(Lane& lane, const Job& job, std::string& place) {
   const DefaultFloatingPoint default_floating_point;
-  const BucketMemory memory = memory_of(job.bucket, job.residual);
+  const BucketMemory memory = job.tensors.memory();
+  const bool has_velocity = job.tensors.velocity.has_value();
   const BucketPlan& plan = *job.plan;
   std::unique_ptr<Codec> codec;
-  if (job.bucket.is_cpu()) {
+  if (job.tensors.bucket.is_cpu()) {
     lane.workspace.threads = plan.threads;
+    if (has_velocity) accumulate_velocity(memory, job.momentum, plan.threads.get());
     codec = std::make_unique<BucketCodec>(plan.codecs, memory, plan.runs, job.factor, rank(),
                                           lane.workspace);
   } else {
-    codec = lane.codecs_on(job.bucket.device())
-                .staged_codec(plan.codecs, memory, plan.runs, job.factor, rank());
+    DeviceCodecs& codecs = lane.codecs_on(job.tensors.bucket.device());
+    if (has_velocity) codecs.accumulate_velocity(memory, job.momentum);
+    codec = codecs.staged_codec(plan.codecs, memory, plan.runs, job.factor, rank());
   }
   Measurements measurements;
   std::vector<TraceEvent> trace;

@@ -27,6 +27,7 @@
 
 #include "bindings/bucket_plan.h"
 #include "bindings/c10d_transport.h"
+#include "bindings/device_codecs.h"
 #include "bindings/exchange_record.h"
 
 namespace fastcomm {
@@ -34,8 +35,8 @@ namespace fastcomm {
 // One all-reduce of one bucket.
 struct Job {
   std::shared_ptr<const BucketPlan> plan;
-  at::Tensor bucket;                   // contiguous; receives factor * sum
-  std::optional<at::Tensor> residual;  // contiguous f32, as many elements on the same device
+  BucketTensors tensors;  // the bucket receives factor * sum
+  Momentum momentum;      // of the velocity, if there is one
   float factor;
   ExchangeId id;
   // Called on the thread that ran the job, without the GIL; null: success. On a GPU the bucket then

@@ -8,6 +8,7 @@
 
 #include "bindings/device_codecs.h"
 #include "codecs/cuda/bucket_codecs.h"
+#include "codecs/cuda/velocity.h"
 #include "core/cuda.h"
 #include "core/pages.h"
 
@@ -87,6 +88,10 @@ class CudaCodecs final : public DeviceCodecs {
       allocated_.push_back(memory);
     }
     return memory;
+  }
+
+  void accumulate_velocity(const BucketMemory& memory, const Momentum& momentum) override {
+    enqueue_accumulate_velocity(memory, momentum, stream_.stream());
   }
 
   std::unique_ptr<Codec> stream_codec(const std::vector<CodecSpec>& codecs, BucketMemory memory,

@@ -29,9 +29,18 @@ DType dtype_of(const at::Tensor& tensor) {
   }
 }
 
-BucketMemory memory_of(const at::Tensor& bucket, const std::optional<at::Tensor>& residual) {
-  return {bucket.data_ptr(), dtype_of(bucket), residual ? residual->data_ptr<float>() : nullptr,
-          bucket.numel()};
+BucketMemory BucketTensors::memory() const {
+  const auto floats_of = [](const std::optional<at::Tensor>& tensor) {
+    return tensor ? tensor->data_ptr<float>() : nullptr;
+  };
+  return {bucket.data_ptr(), dtype_of(bucket), floats_of(residual), bucket.numel(),
+          floats_of(velocity)};
+}
+
+void BucketTensors::record_stream(c10::Stream stream) const {
+  bucket.record_stream(stream);
+  if (residual) residual->record_stream(stream);
+  if (velocity) velocity->record_stream(stream);
 }
 
 }  // namespace fastcomm

@@ -8,9 +8,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "codecs/bucket_codec.h"
+#include "codecs/velocity/velocity.h"
 
 namespace fastcomm {
 
@@ -40,6 +42,9 @@ class DeviceCodecs {
   // Device memory of the stream: what is enqueued there may use it.
   virtual std::shared_ptr<std::byte> allocate(int64_t bytes) = 0;
 
+  // codecs/cuda/velocity.h, on the stream.
+  virtual void accumulate_velocity(const BucketMemory& memory, const Momentum& momentum) = 0;
+
   // codecs/cuda/bucket_codecs.h. The bucket is in device memory, used on the stream; the payloads
   // are in device memory (stream codec) or in host memory (staged codec). Not `is_sealed`, in
   // benchmarks of the kernels: without headers and checksums.
@@ -65,8 +70,17 @@ std::shared_ptr<std::byte> allocate_pinned(int64_t bytes);
 c10::Stream current_stream(c10::Device device);
 c10::Stream side_stream(c10::Device device);
 
-// Memory of a bucket with its residual, if any. Throws Error unless the dtype is known.
-BucketMemory memory_of(const at::Tensor& bucket, const std::optional<at::Tensor>& residual);
+// What an exchange works on. The other two are float32, of as many elements on the same device.
+struct BucketTensors {
+  at::Tensor bucket;  // contiguous; receives the result
+  std::optional<at::Tensor> residual;
+  std::optional<at::Tensor> velocity;
+
+  // Throws Error unless the dtype is known.
+  BucketMemory memory() const;
+  // Keeps their memory until `stream` is done with what it was asked to so far.
+  void record_stream(c10::Stream stream) const;
+};
 DType dtype_of(const at::Tensor& tensor);
 
 }  // namespace fastcomm

@@ -20,22 +20,25 @@ using PythonFuture = torch::jit::PythonFutureWrapper;
 using NoGil = py::call_guard<py::gil_scoped_release>;
 
 // Throws here what would be an error on a lane.
-void check_bucket(const at::Tensor& bucket, const std::optional<at::Tensor>& residual) {
-  check_memory(bucket, "tensor");
-  check_residual(residual, bucket);
-  dtype_of(bucket);
+void check_bucket(const BucketTensors& tensors) {
+  check_tensors(tensors);
+  FASTCOMM_CHECK(!tensors.velocity || tensors.residual,
+                 "there is a velocity but no residual, where what is not sent waits");
 }
 
 std::shared_ptr<PythonFuture> all_reduce(Communicator& communicator, const at::Tensor& bucket,
                                          const std::optional<at::Tensor>& residual,
                                          std::shared_ptr<const BucketPlan> plan, float factor,
-                                         uint32_t step, uint16_t bucket_index, bool caller_waits) {
-  check_bucket(bucket, residual);
+                                         uint32_t step, uint16_t bucket_index, bool caller_waits,
+                                         const std::optional<at::Tensor>& velocity, float momentum,
+                                         bool nesterov) {
+  BucketTensors tensors{bucket, residual, velocity};
+  check_bucket(tensors);
   TensorFuture result(bucket);
   Future future = result.future;
   Job job{std::move(plan),
-          bucket,
-          residual,
+          std::move(tensors),
+          {momentum, nesterov},
           factor,
           {step, bucket_index},
           [result](const std::exception_ptr& error) mutable { result.complete(error); }};
@@ -44,20 +47,20 @@ std::shared_ptr<PythonFuture> all_reduce(Communicator& communicator, const at::T
   return std::make_shared<PythonFuture>(future);
 }
 
-std::shared_ptr<PythonFuture> all_reduce_on_stream(StreamCommunicator& communicator,
-                                                   const at::Tensor& bucket,
-                                                   const std::optional<at::Tensor>& residual,
-                                                   const std::shared_ptr<const BucketPlan>& plan,
-                                                   float factor, uint32_t step,
-                                                   uint16_t bucket_index, bool /*caller_waits*/) {
-  check_bucket(bucket, residual);
+std::shared_ptr<PythonFuture> all_reduce_on_stream(
+    StreamCommunicator& communicator, const at::Tensor& bucket,
+    const std::optional<at::Tensor>& residual, const std::shared_ptr<const BucketPlan>& plan,
+    float factor, uint32_t step, uint16_t bucket_index, bool /*caller_waits*/,
+    const std::optional<at::Tensor>& velocity, float momentum, bool nesterov) {
+  const BucketTensors tensors{bucket, residual, velocity};
+  check_bucket(tensors);
   TensorFuture result(bucket);
   const py::gil_scoped_release no_gil;
   c10::OptionalStreamGuard guard;
   std::exception_ptr error;
   try {
-    guard.reset_stream(
-        communicator.all_reduce(bucket, residual, *plan, factor, {step, bucket_index}));
+    guard.reset_stream(communicator.all_reduce(tensors, {momentum, nesterov}, *plan, factor,
+                                               {step, bucket_index}));
   } catch (const std::exception&) {
     error = std::current_exception();
   }
@@ -127,7 +130,8 @@ void define_communicator(Class<T>& communicator, AllReduce&& all_reduce) {
   communicator
       .def("all_reduce", all_reduce, py::arg("bucket"), py::arg("residual"), py::arg("plan"),
            py::arg("factor"), py::arg("step"), py::arg("bucket_index"),
-           py::arg("caller_waits") = false)
+           py::arg("caller_waits") = false, py::arg("velocity") = std::nullopt,
+           py::arg("momentum") = 0.0f, py::arg("nesterov") = false)
       .def("measurements",
            [](const T& self) { return measurements_dict(self.record().measurements()); })
       .def("start_trace", [](T& self) { self.record().start_trace(); })
@@ -187,7 +191,8 @@ PYBIND11_MODULE(_C, module) {
   module.def("payload_num_elements", claimed_num_elements);
   module.def("encode", encode, py::arg("spec"), py::arg("tensor"), py::arg("residual"),
              py::arg("received"), py::arg("payload"), py::arg("workspace"),
-             py::arg("sliced") = false, py::arg("sealed") = true, NoGil());
+             py::arg("sliced") = false, py::arg("sealed") = true,
+             py::arg("velocity") = std::nullopt, NoGil());
   module.def("decode", decode, py::arg("spec"), py::arg("payload"), py::arg("out"),
              py::arg("workspace"), py::arg("sliced") = false, py::arg("sealed") = true, NoGil());
   module.def("streamed_zeros", streamed_zeros, py::arg("num_elements"));

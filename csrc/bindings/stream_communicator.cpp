@@ -72,12 +72,11 @@ void StreamCommunicator::abort_backend() {
   }
 }
 
-c10::Stream StreamCommunicator::all_reduce(const at::Tensor& bucket,
-                                           const std::optional<at::Tensor>& residual,
+c10::Stream StreamCommunicator::all_reduce(const BucketTensors& tensors, const Momentum& momentum,
                                            const BucketPlan& plan, float factor, ExchangeId id) {
-  FASTCOMM_CHECK(
-      bucket.device() == device_,
-      "the tensor is on " << bucket.device() << ", but the ranks are connected for " << device_);
+  const c10::Device device = tensors.bucket.device();
+  FASTCOMM_CHECK(device == device_,
+                 "the tensor is on " << device << ", but the ranks are connected for " << device_);
   const std::lock_guard lock(mutex_);
   FASTCOMM_CHECK(!lanes_.empty(), "the communicator is closed");
   FASTCOMM_CHECK(failure_.empty(),
@@ -88,7 +87,7 @@ c10::Stream StreamCommunicator::all_reduce(const at::Tensor& bucket,
   Lane& lane = *lanes_[static_cast<size_t>(index)];
   try {
     failures_->check();
-    exchange(lane, index, bucket, residual, plan, factor, id);
+    exchange(lane, index, tensors, momentum, plan, factor, id);
   } catch (const std::exception& error) {
     failure_ = error.what();
     throw;
@@ -96,9 +95,9 @@ c10::Stream StreamCommunicator::all_reduce(const at::Tensor& bucket,
   return lane.codecs->stream();
 }
 
-void StreamCommunicator::exchange(Lane& lane, int lane_index, const at::Tensor& bucket,
-                                  const std::optional<at::Tensor>& residual, const BucketPlan& plan,
-                                  float factor, ExchangeId id) {
+void StreamCommunicator::exchange(Lane& lane, int lane_index, const BucketTensors& tensors,
+                                  const Momentum& momentum, const BucketPlan& plan, float factor,
+                                  ExchangeId id) {
   const c10::Stream callers = current_stream(device_);
   const c10::Stream stream = lane.codecs->stream();
   const c10::StreamGuard guard(stream);
@@ -107,16 +106,17 @@ void StreamCommunicator::exchange(Lane& lane, int lane_index, const at::Tensor& 
   ready.block(stream);
   lane.codecs->keep_memory_if_capturing();
 
-  const auto codec = lane.codecs->stream_codec(plan.codecs, memory_of(bucket, residual), plan.runs,
-                                               factor, groups_.rank());
+  const BucketMemory memory = tensors.memory();
+  const auto codec =
+      lane.codecs->stream_codec(plan.codecs, memory, plan.runs, factor, groups_.rank());
   Measurements measurements;
   std::vector<TraceEvent> trace;
   PairedTransport transport(groups_);
   Exchange exchange(*codec, transport, lane.buffers, measurements, id,
                     record_.is_traced() ? &trace : nullptr);
   // Before anything uses them: also if this fails half-way, their memory must stay until then.
-  bucket.record_stream(stream);
-  if (residual) residual->record_stream(stream);
+  tensors.record_stream(stream);
+  if (tensors.velocity) lane.codecs->accumulate_velocity(memory, momentum);
   try {
     plan.schedule->run(exchange);
   } catch (Error& error) {

@@ -41,10 +41,11 @@ class StreamCommunicator {
   int rank() const { return groups_.rank(); }
   c10::Device device() const { return device_; }
 
-  // Enqueues bucket = factor * sum, after what is enqueued on the caller's current stream. Returns
-  // the stream on which that happens. Throws PayloadError if a device found an earlier payload
-  // wrong, Error if something else failed earlier: the ranks are out of step since.
-  c10::Stream all_reduce(const at::Tensor& bucket, const std::optional<at::Tensor>& residual,
+  // Enqueues bucket = factor * sum, after what is enqueued on the caller's current stream;
+  // `momentum` is of the velocity, if there is one. Returns the stream on which that happens.
+  // Throws PayloadError if a device found an earlier payload wrong, Error if something else failed
+  // earlier: the ranks are out of step since.
+  c10::Stream all_reduce(const BucketTensors& tensors, const Momentum& momentum,
                          const BucketPlan& plan, float factor, ExchangeId id);
 
   // Seconds are the host's, that it took to enqueue.
@@ -65,9 +66,8 @@ class StreamCommunicator {
     PayloadBuffers buffers;
   };
 
-  void exchange(Lane& lane, int lane_index, const at::Tensor& bucket,
-                const std::optional<at::Tensor>& residual, const BucketPlan& plan, float factor,
-                ExchangeId id);
+  void exchange(Lane& lane, int lane_index, const BucketTensors& tensors, const Momentum& momentum,
+                const BucketPlan& plan, float factor, ExchangeId id);
   void abort_backend();
 
   const c10::Device device_;

@@ -30,12 +30,18 @@ struct BucketMemory {
   DType dtype;
   float* residual;  // num_elements
   int64_t num_elements;
+  // num_elements; nullptr: no momentum correction. Encodings by a sparse codec set what they send
+  // to 0 (velocity/velocity.h).
+  float* velocity = nullptr;
 
   void* gradient_at(int64_t element) const {
     return static_cast<std::byte*>(gradient) + static_cast<size_t>(element) * dtype_bytes(dtype);
   }
   float* residual_at(int64_t element) const {
     return residual == nullptr ? nullptr : residual + element;
+  }
+  float* velocity_at(int64_t element) const {
+    return velocity == nullptr ? nullptr : velocity + element;
   }
 };
 

@@ -79,7 +79,8 @@ void BucketCodec::encode_sparse(ElementRange range, const BucketLayout::SparseSe
   pieces.clear();
   layout_.for_each_piece(range, [&](int64_t begin, int64_t end, int codec) {
     if (codec != section.codec) return;
-    pieces.push_back({memory_.gradient_at(begin), memory_.residual_at(begin), end - begin});
+    pieces.push_back({memory_.gradient_at(begin), memory_.residual_at(begin), end - begin,
+                      memory_.velocity_at(begin)});
   });
   workspace_.topk_encoder.encode(
       {isa_, workspace_.threads.get()}, memory_.dtype, pieces, section.k,

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "codecs/velocity/velocity.h"
 #include "collectives/schedules.h"
 #include "doctest.h"
 #include "ranks.h"
@@ -26,6 +27,8 @@ struct GroupOptions {
   float factor = 1;
   int64_t slice_elements = 0;  // 0: as the codec says
   int num_threads = 1;         // of a pool that the ranks share
+  bool has_velocity = false;
+  Momentum momentum = {};
 
   std::vector<CodecSpec> codecs() const { return codec_list(codec, runs, other_codecs); }
 };
@@ -34,7 +37,9 @@ struct GroupOptions {
 // a look at each call.
 class SlicedCodec final : public Codec {
  public:
-  using Observe = std::function<void(std::string_view event, int64_t first_element)>;
+  // "encode" or "decode", of which elements; what was encoded.
+  using Observe = std::function<void(std::string_view event, ElementRange range,
+                                     std::span<const std::byte> payload)>;
   SlicedCodec(Codec& codec, int64_t slice_elements, Observe observe = nullptr)
       : codec_(codec), slice_elements_(slice_elements), observe_(std::move(observe)) {}
 
@@ -48,12 +53,12 @@ class SlicedCodec final : public Codec {
   void encode(ElementRange range, std::span<const std::span<const std::byte>> received,
               std::span<const MessageLabel> received_labels, std::span<std::byte> payload,
               const MessageLabel& label) override {
-    if (observe_) observe_("encode", range.begin);
     codec_.encode(range, received, received_labels, payload, label);
+    if (observe_) observe_("encode", range, payload);
   }
   void decode(ElementRange range, std::span<const std::span<const std::byte>> payloads,
               std::span<const MessageLabel> labels) override {
-    if (observe_) observe_("decode", range.begin);
+    if (observe_) observe_("decode", range, {});
     codec_.decode(range, payloads, labels);
   }
 
@@ -66,6 +71,7 @@ class SlicedCodec final : public Codec {
 struct Rank {
   std::vector<float> result;    // of the last step
   std::vector<float> residual;  // one per element; cleared: no error feedback
+  std::vector<float> velocity;  // one per element, if there is one
   Measurements measurements;
   CodecWorkspace workspace;
   PayloadBuffers buffers;
@@ -78,6 +84,7 @@ class Group {
     const auto threads = std::make_shared<ThreadPool>(options_.num_threads);
     for (Rank& rank : ranks_) {
       rank.workspace.threads = threads;
+      if (options_.has_velocity) rank.velocity.resize(static_cast<size_t>(options_.num_elements));
       if (options_.codec.is_stochastic) continue;
       rank.residual.resize(static_cast<size_t>(options_.num_elements));
     }
@@ -93,16 +100,20 @@ class Group {
     ++step_;
   }
 
-  void run_rank(int index, const std::vector<float>& gradient, Transport& transport,
-                ExchangeId id) {
+  // `observe`: SlicedCodec's.
+  void run_rank(int index, const std::vector<float>& gradient, Transport& transport, ExchangeId id,
+                const SlicedCodec::Observe& observe = nullptr) {
     Rank& rank = ranks_[static_cast<size_t>(index)];
     auto memory = to_dtype(options_.dtype, gradient);
-    BucketCodec bucket(
-        options_.codecs(),
-        {memory.data(), options_.dtype, rank.residual.empty() ? nullptr : rank.residual.data(),
-         options_.num_elements},
-        options_.runs, options_.factor, index, rank.workspace);
-    SlicedCodec codec(bucket, options_.slice_elements);
+    const BucketMemory bucket_memory{
+        memory.data(), options_.dtype, rank.residual.empty() ? nullptr : rank.residual.data(),
+        options_.num_elements, options_.has_velocity ? rank.velocity.data() : nullptr};
+    if (options_.has_velocity) {
+      accumulate_velocity(bucket_memory, options_.momentum, rank.workspace.threads.get());
+    }
+    BucketCodec bucket(options_.codecs(), bucket_memory, options_.runs, options_.factor, index,
+                       rank.workspace);
+    SlicedCodec codec(bucket, options_.slice_elements, observe);
     Exchange exchange(codec, transport, rank.buffers, rank.measurements, id);
     schedule(options_.schedule).run(exchange);
     rank.result = to_floats(options_.dtype, memory);

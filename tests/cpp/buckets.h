@@ -22,17 +22,19 @@ struct BucketOptions {
 
 class Bucket {
  public:
-  // An empty residual: no error feedback.
+  // An empty residual: no error feedback. An empty velocity: none.
   Bucket(const BucketOptions& options, const std::vector<float>& gradient,
-         std::vector<float> residual)
+         std::vector<float> residual, std::vector<float> velocity = {})
       : dtype_(options.dtype),
         memory_(to_dtype(options.dtype, gradient)),
         residual_(std::move(residual)),
+        velocity_(std::move(velocity)),
         workspace_(make_workspace(options.num_threads)),
-        codec_(options.codecs(),
-               {memory_.data(), dtype_, residual_.empty() ? nullptr : residual_.data(),
-                static_cast<int64_t>(gradient.size())},
-               options.runs, 1, options.rank, workspace_) {}
+        codec_(
+            options.codecs(),
+            {memory_.data(), dtype_, residual_.empty() ? nullptr : residual_.data(),
+             static_cast<int64_t>(gradient.size()), velocity_.empty() ? nullptr : velocity_.data()},
+            options.runs, 1, options.rank, workspace_) {}
   Bucket(const Bucket&) = delete;
 
   Bytes encode(ElementRange range, const std::vector<Bytes>& received, const MessageLabel& label) {
@@ -57,6 +59,7 @@ class Bucket {
   ElementRange whole() const { return {0, codec_.shape().num_elements}; }
   BucketCodec& codec() { return codec_; }
   const std::vector<float>& residual() const { return residual_; }
+  const std::vector<float>& velocity() const { return velocity_; }
   const Bytes& memory() const { return memory_; }
 
  private:
@@ -72,6 +75,7 @@ class Bucket {
   DType dtype_;
   Bytes memory_;
   std::vector<float> residual_;
+  std::vector<float> velocity_;
   CodecWorkspace workspace_;
   BucketCodec codec_;
 };

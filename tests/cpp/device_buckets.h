@@ -22,16 +22,19 @@ class DeviceTwin {
  public:
   // `misalignment`: the memory starts so many elements after an aligned address.
   DeviceTwin(const BucketOptions& options, const std::vector<float>& gradient,
-             const std::vector<float>& residual, int64_t misalignment, CudaWorkspace& workspace)
-      : host_(options, gradient, residual),
+             const std::vector<float>& residual, int64_t misalignment, CudaWorkspace& workspace,
+             const std::vector<float>& velocity = {})
+      : host_(options, gradient, residual, velocity),
         has_residual_(!residual.empty()),
         gradient_(to_dtype(options.dtype, gradient),
                   misalignment * static_cast<int64_t>(dtype_bytes(options.dtype))),
         residual_(bytes_of(residual), misalignment * int64_t{sizeof(float)}),
+        velocity_(bytes_of(velocity), misalignment * int64_t{sizeof(float)}),
         codec_(options.codecs(),
                {gradient_.data(), options.dtype,
                 has_residual_ ? reinterpret_cast<float*>(residual_.data()) : nullptr,
-                static_cast<int64_t>(gradient.size())},
+                static_cast<int64_t>(gradient.size()),
+                velocity.empty() ? nullptr : reinterpret_cast<float*>(velocity_.data())},
                options.runs, 1, options.rank, workspace) {}
 
   // Both encode; returns the payload.
@@ -58,6 +61,7 @@ class DeviceTwin {
 
   void check_residuals() {
     if (has_residual_) REQUIRE(residual_.to_host() == bytes_of(host_.residual()));
+    REQUIRE(velocity_.to_host() == bytes_of(host_.velocity()));
   }
   DeviceCodec& codec() { return codec_; }
   ElementRange whole() const { return host_.whole(); }
@@ -89,6 +93,7 @@ class DeviceTwin {
   bool has_residual_;
   DeviceMemory gradient_;
   DeviceMemory residual_;
+  DeviceMemory velocity_;
   DeviceCodec codec_;
 };
 

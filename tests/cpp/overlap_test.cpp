@@ -47,8 +47,8 @@ std::vector<std::string> events_of_rank_0(std::string_view schedule_name) {
     BucketCodec bucket({{"int8"}},
                        {gradient.data(), DType::kFloat32, residual.data(), kNumElements}, {}, 1,
                        rank, workspace);
-    testing::SlicedCodec codec(bucket, 512, [&](std::string_view event, int64_t first) {
-      own_events.push_back(std::string(event) + " at " + std::to_string(first));
+    testing::SlicedCodec codec(bucket, 512, [&](std::string_view event, ElementRange range, auto) {
+      own_events.push_back(std::string(event) + " at " + std::to_string(range.begin));
     });
     const auto inner = network.transport(rank);
     ObservedTransport transport(*inner, own_events);

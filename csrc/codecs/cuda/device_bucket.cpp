@@ -42,7 +42,8 @@ void DeviceBucket::encode_sparse(ElementRange range, const BucketLayout::SparseS
   std::vector<TopKPiece> pieces;
   layout_.for_each_piece(range, [&](int64_t begin, int64_t end, int codec) {
     if (codec != section.codec) return;
-    pieces.push_back({memory_.gradient_at(begin), memory_.residual_at(begin), end - begin});
+    pieces.push_back({memory_.gradient_at(begin), memory_.residual_at(begin), end - begin,
+                      memory_.velocity_at(begin)});
   });
   workspace_.topk.encode(workspace_, memory_.dtype, pieces, section.k,
                          sections_at(received, section.offset), payload + section.offset);

@@ -22,7 +22,7 @@ Pieces upload_pieces(CudaWorkspace& workspace, const SomePieces& pieces, MakePie
     table.push_back(make_piece(piece, num_elements));
     num_elements += piece.num_elements;
   }
-  table.push_back({nullptr, nullptr, num_elements});
+  table.push_back({nullptr, nullptr, num_elements, nullptr});
   const Piece* const uploaded =
       workspace.tables.upload<Piece>(workspace.allocate, workspace.stream, table);
   return {uploaded, static_cast<int32_t>(table.size()) - 1, num_elements};
@@ -51,10 +51,11 @@ void CudaTopK::encode(CudaWorkspace& workspace, DType dtype, std::span<const Top
   call.layout = TopKSectionLayout(k, num_elements);
   call.pieces = upload_pieces(workspace, pieces, [&](const TopKPiece& piece, int64_t first) {
     float* const residual = scratch_residual != nullptr ? scratch_residual + first : piece.residual;
-    return Piece{const_cast<void*>(piece.gradient), residual, first};
+    return Piece{const_cast<void*>(piece.gradient), residual, first, piece.velocity};
   });
   call.dtype = dtype;
   call.has_residual = has_feedback || scratch_residual != nullptr;
+  call.has_velocity = pieces.front().velocity != nullptr;
   call.is_sampled = num_elements >= kSmallestSampled && k < num_elements / 4;
   call.failed = workspace.failed;
   call.k = static_cast<uint32_t>(k);
@@ -93,7 +94,7 @@ void CudaTopK::decode(CudaWorkspace& workspace, DType dtype,
                       std::span<const std::byte* const> sections) {
   const Pieces out =
       upload_pieces(workspace, pieces, [](const TopKDecoder::OutPiece& piece, int64_t first) {
-        return Piece{piece.out, nullptr, first};
+        return Piece{piece.out, nullptr, first, nullptr};
       });
   if (out.num_elements == 0) return;
   DecodeCall call{};

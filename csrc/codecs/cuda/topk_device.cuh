@@ -50,6 +50,11 @@ __device__ __forceinline__ float* residual_of(const Pieces& pieces, int64_t inde
   return piece->residual + (index - piece->first_index);
 }
 
+__device__ __forceinline__ float* velocity_of(const Pieces& pieces, int64_t index) {
+  const Piece* piece = find_piece(pieces, index);
+  return piece->velocity + (index - piece->first_index);
+}
+
 // Of the block's threads: those before this one, and all.
 template <class T>
 struct BlockSum {

@@ -48,6 +48,7 @@ class Emission {
     if (is_selected && entry < call_.k) {
       section_.offsets[entry] = static_cast<uint16_t>(index % kSubBlockElements);
       section_.values[entry] = float_to_bf16(value);
+      if (call_.has_velocity && is_finite(value)) *velocity_of(call_.pieces, index) = 0;
     }
     const uint32_t num_ties = selected_ties(sum.total >> kTieShift);
     next_entry_ += (sum.total & 0xffffu) + num_ties;

@@ -9,7 +9,8 @@
 //               these in a histogram of bins (topk_accumulate.cu)
 //   cutoff      finds the bin of the cutoff, the cutoff in this bin, and how many elements of each
 //               sub-block are above it or ties (topk_cutoff.cu)
-//   emit        writes the section, sub-block by sub-block (topk_emit.cu)
+//   emit        writes the section, sub-block by sub-block, and stops the velocities of what is in
+//               it (topk_emit.cu)
 //
 //   candidate   an element whose magnitude reaches the threshold; those that are not finite always
 //               do, as magnitudes are compared as integers. Its residual is left as if it were
@@ -55,6 +56,7 @@ struct Piece {
   void* elements;   // the gradient, or where to decode to
   float* residual;  // nullptr: none
   int64_t first_index;
+  float* velocity;  // nullptr: none
 };
 
 struct Pieces {
@@ -104,6 +106,7 @@ struct EncodeCall {
   Pieces pieces;
   DType dtype;
   bool has_residual;
+  bool has_velocity;
   bool is_sampled;  // else the threshold is 1: all but zeros are candidates
   const uint32_t* failed;
   uint32_t k;

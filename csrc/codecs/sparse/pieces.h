@@ -13,6 +13,7 @@ struct TopKPiece {
   const void* gradient;
   float* residual;  // nullptr: none
   int64_t num_elements;
+  float* velocity = nullptr;  // nullptr: none
 };
 
 inline int64_t num_elements_of(std::span<const TopKPiece> pieces) {
@@ -41,6 +42,7 @@ class PieceCursor {
   }
   bool has_residual() const { return piece_->residual != nullptr; }
   float& residual() const { return piece_->residual[offset_]; }
+  float& velocity() const { return piece_->velocity[offset_]; }
   float gradient(DType dtype) const { return gradient_value(dtype, *piece_, offset_); }
 
  private:

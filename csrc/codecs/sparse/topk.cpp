@@ -98,7 +98,7 @@ std::span<const TopKPiece> TopKEncoder::with_residuals(std::span<const TopKPiece
   scratch_pieces_.clear();
   float* next = scratch_residual_.data();
   for (const TopKPiece& piece : pieces) {
-    scratch_pieces_.push_back({piece.gradient, next, piece.num_elements});
+    scratch_pieces_.push_back({piece.gradient, next, piece.num_elements, piece.velocity});
     next += piece.num_elements;
   }
   return scratch_pieces_;
@@ -129,6 +129,16 @@ void TopKEncoder::add_received(DType dtype, std::span<const TopKPiece> pieces, i
   }
 }
 
+void TopKEncoder::mask_velocities(std::span<const TopKPiece> pieces) const {
+  if (pieces.empty() || pieces.front().velocity == nullptr) return;
+  PieceCursor cursor(pieces);
+  for (size_t entry = 0; entry < selection_.indices().size(); ++entry) {
+    if (!is_finite(selection_.values()[entry])) continue;
+    cursor.move_to(selection_.indices()[entry]);
+    cursor.velocity() = 0;
+  }
+}
+
 void TopKEncoder::encode(const TopKExecution& execution, DType dtype,
                          std::span<const TopKPiece> pieces, int64_t k,
                          std::span<const std::byte* const> received, std::span<std::byte> section) {
@@ -148,6 +158,7 @@ void TopKEncoder::encode(const TopKExecution& execution, DType dtype,
     cursor.move_to(saved.index);
     cursor.residual() = saved.residual;
   }
+  mask_velocities(pieces);
 
   const SectionView<std::byte> out(section.data(), k, num_elements_of(pieces));
   std::memset(section.data(), 0, section.size());

@@ -35,7 +35,9 @@ void check_topk_section(const std::byte* section, int64_t k, int64_t num_element
 class TopKEncoder {
  public:
   // Adds `received` (sections of the same k, or none) to the residuals, selects, writes `section`,
-  // and leaves in the residuals what the section does not hold.
+  // and leaves in the residuals what the section does not hold. Velocities of what it does hold
+  // become 0: the momentum that an element gathered is sent (factor masking of Deep Gradient
+  // Compression). Not where the value is not finite, which nobody will use.
   // Throws PayloadError if a received section is malformed; the residuals are then as they were.
   void encode(const TopKExecution& execution, DType dtype, std::span<const TopKPiece> pieces,
               int64_t k, std::span<const std::byte* const> received, std::span<std::byte> section);
@@ -43,6 +45,7 @@ class TopKEncoder {
  private:
   // Without error feedback, received values still need somewhere to be added in f32.
   std::span<const TopKPiece> with_residuals(std::span<const TopKPiece> pieces);
+  void mask_velocities(std::span<const TopKPiece> pieces) const;
   void add_received(DType dtype, std::span<const TopKPiece> pieces, int64_t k,
                     const std::byte* received);
 
