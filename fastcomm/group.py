@@ -236,17 +236,10 @@ class ConnectedGroup:
         ``caller_waits``: the caller waits at once, so that its own thread may do the work.
         ``velocity``: adds the gradient to it first, times ``momentum``, and sends that instead.
         """
+        step, bucket_index = step & 0xFFFFFFFF, bucket_index & 0xFFFF
+        correction = (velocity, momentum, nesterov)
         return self._communicator(bucket.device).all_reduce(
-            bucket,
-            residual,
-            plan,
-            factor,
-            step & 0xFFFFFFFF,
-            bucket_index & 0xFFFF,
-            caller_waits,
-            velocity,
-            momentum,
-            nesterov,
+            bucket, residual, plan, factor, step, bucket_index, caller_waits, *correction
         )
 
     def measurements(self) -> dict[str, float]:

@@ -103,9 +103,9 @@ void BucketCodec::encode(ElementRange range, std::span<const std::span<const std
                          std::span<const MessageLabel> received_labels,
                          std::span<std::byte> payload, const MessageLabel& label) {
   layout_.check_payloads(range, received, received_labels);
-  // All of them first, although each is checked when its turn comes: an error in a later one leaves
-  // the residuals as they were.
-  if (layout_.num_codecs() > 1) layout_.check_sparse_sections(range, received);
+  // Of several, all first, although each is checked when its turn comes: an error in a later one
+  // leaves the residuals as they were.
+  if (layout_.num_sparse_codecs() > 1) layout_.check_sparse_sections(range, received);
   encode_sections(range, received, payload, label);
   seal_payload(payload, label, layout_.format(range));
 }

@@ -56,6 +56,11 @@ BucketLayout::BucketLayout(const std::vector<CodecSpec>& codecs, const BucketMem
   main_codec_ = find_main_codec();
 }
 
+int BucketLayout::num_sparse_codecs() const {
+  return static_cast<int>(
+      std::ranges::count(codecs_, nullptr, [](const ListedCodec& codec) { return codec.dense; }));
+}
+
 int64_t BucketLayout::count_elements(int codec, ElementRange range) const {
   int64_t count = 0;
   for_each_piece(range, [&](int64_t begin, int64_t end, int piece_codec) {
@@ -137,8 +142,7 @@ int64_t BucketLayout::alignment() const {
 
 BucketShape BucketLayout::shape() const {
   const int64_t alignment = this->alignment();
-  for (int codec = 0; codec < num_codecs(); ++codec) {
-    if (!is_sparse(codec)) continue;
+  if (num_sparse_codecs() > 0) {
     const int64_t slice = align_up(kSparseSliceElements, alignment);
     return {num_elements_, alignment, slice, slice};
   }

@@ -29,6 +29,7 @@ class BucketLayout {
   // Of the list, by index.
   const CodecSpec& spec(int codec) const { return codecs_[static_cast<size_t>(codec)].spec; }
   int num_codecs() const { return static_cast<int>(codecs_.size()); }
+  int num_sparse_codecs() const;
   bool is_sparse(int codec) const { return dense_of(codec) == nullptr; }
   bool is_rotated(int codec) const { return !is_sparse(codec) && dense_of(codec)->is_rotated; }
 

@@ -139,7 +139,9 @@ TEST_CASE("stochastic rounding has each codec's own seed") {
 }
 
 TEST_CASE("a malformed section of any sparse codec leaves all residuals as they were") {
-  BucketOptions options{.codec = {.name = "topk", .density = 0.02}, .runs = {{900, 0}, {900, 1}}};
+  BucketOptions options;
+  options.codec = {.name = "topk", .density = 0.02};
+  options.runs = {{900, 0}, {900, 1}};
   options.other_codecs = {{.name = "topk", .density = 0.1}};
   const auto gradient = testing::random_values(Values::kNormal, 1800, 1);
   Bytes received = Bucket(options, gradient, {}).encode();

@@ -19,9 +19,9 @@ struct Call {
   CodecSpec codec{"int8"};
   int64_t num_elements = 5000;
   std::vector<Run> runs = {};
+  std::vector<CodecSpec> other_codecs = {};  // of the runs; none: fp32
   ExchangeId id{41, 0};
   std::string schedule = "ring";
-  std::vector<CodecSpec> other_codecs = {};  // of the runs; none: fp32
 };
 
 // What each rank has at the end, and what it sent.
@@ -152,7 +152,8 @@ TEST_CASE("each kind of difference is named on both sides") {
 }
 
 TEST_CASE("different policies are a difference, also where the main codec is the same") {
-  Call call{.codec = {"int8"}, .runs = {{3000, 0}, {1000, 1}, {500, 2}, {500, 3}}};
+  Call call;
+  call.runs = {{3000, 0}, {1000, 1}, {500, 2}, {500, 3}};
   call.other_codecs = {{"topk", 0.1}, {.name = "int2", .seed = 7}, {"fp32"}};
   for (const auto& error : run_calls({call, call}).errors) CHECK(error == nullptr);
   Call density = call, seed = call, codec = call, run = call;
@@ -168,8 +169,10 @@ TEST_CASE("different policies are a difference, also where the main codec is the
 }
 
 TEST_CASE("a rank whose bucket is small is told of one whose bucket is not") {
-  Call small{.num_elements = 300, .schedule = "gather"};
-  for (const auto& error : run_calls({small, Call{}, Call{}}).errors) REQUIRE(error != nullptr);
+  Call small, usual;
+  small.num_elements = 300;
+  small.schedule = "gather";
+  for (const auto& error : run_calls({small, usual, usual}).errors) REQUIRE(error != nullptr);
 }
 
 TEST_CASE("the same sizes in another order are another layout") {

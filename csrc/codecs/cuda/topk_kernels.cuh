@@ -9,8 +9,8 @@
 //               these in a histogram of bins (topk_accumulate.cu)
 //   cutoff      finds the bin of the cutoff, the cutoff in this bin, and how many elements of each
 //               sub-block are above it or ties (topk_cutoff.cu)
-//   emit        writes the section, sub-block by sub-block, and sets the velocities of what it holds
-//               to 0 (topk_emit.cu)
+//   emit        writes the section, sub-block by sub-block, and stops the velocities of what is in
+//               it (topk_emit.cu)
 //
 //   candidate   an element whose magnitude reaches the threshold; those that are not finite always
 //               do, as magnitudes are compared as integers. Its residual is left as if it were
