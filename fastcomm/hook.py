@@ -2,8 +2,6 @@
 
 # No "from __future__ import annotations" here: register_comm_hook inspects the hook's annotations.
 import contextlib
-import functools
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,32 +12,25 @@ from torch.distributed import GradBucket  # type: ignore[attr-defined]  # torch'
 from torch.nn.parallel import DistributedDataParallel
 
 from fastcomm import _C
-from fastcomm._arguments import check_num_threads, check_tensor, require_process_group
+from fastcomm._arguments import check_num_threads, require_process_group
 from fastcomm.algorithms import check_algorithm
 from fastcomm.clipping import LocalClipping
-from fastcomm.codecs import Codec, Fp32
+from fastcomm.codecs import Codec
 from fastcomm.codecs import codec as parse_codec
-from fastcomm.connection import Connection, connect
 from fastcomm.ddp_modes import USE_BUCKETS
 from fastcomm.detached import detached_hook_state
+from fastcomm.error_feedback import ErrorFeedback
 from fastcomm.errors import ArgumentError, Error
 from fastcomm.guard import LARGEST_RATIO, ResidualGuard
-from fastcomm.learning_rates import LearningRates
 from fastcomm.momentum import Momentum
 from fastcomm.policy import Policy
-from fastcomm.regrouping import Part, synchronize_parts
 from fastcomm.residuals import ResidualStore, unwrapped
-from fastcomm.runs import Runs, bucket_plan
 from fastcomm.saved_states import state_to_take
-from fastcomm.simulated_rank import SimulatedRank
-from fastcomm.stats import Counters, Stats
-from fastcomm.steps import Steps
+from fastcomm.simulated_rank import SimulatedBucket, SimulatedRank
+from fastcomm.stats import Stats
+from fastcomm.synchronizer import Plan, Synchronizer
 from fastcomm.trace import write_chrome_trace
-from fastcomm.unused_parameters import Deliveries
 from fastcomm.warmup import WarmUp
-
-# The bucket index of the norms that the guard exchanges: no bucket's.
-_GUARD_INDEX = 0xFFFF
 
 
 class HookState:
@@ -115,36 +106,40 @@ class HookState:
         )
         self.min_compress_elements = min_compress_elements
         self.error_feedback = error_feedback
-        self._warmup = WarmUp(warmup_steps, codecs)
-        self._momentum = Momentum(momentum, nesterov)
-        if self._momentum and not error_feedback:
-            raise ArgumentError(
-                f"momentum={momentum:g} is accumulated in the residuals, which "
-                "error_feedback=False does without; use momentum in the optimizer"
-            )
-        if not 0 <= residual_decay <= 1:
-            raise ArgumentError(f"residual_decay {residual_decay:g} is outside [0, 1]")
-        self._residual_decay = residual_decay
-        # Velocities are that much larger than gradients.
-        self._guard = ResidualGuard(guard, guard_ratio / (1 - momentum))
-        self._clipping = LocalClipping(max_norm, self.process_group.size())
+        its_momentum = Momentum(momentum, nesterov)
+        its_momentum.check_error_feedback(error_feedback)
         # Residuals of fp32 are zero; only a checkpoint can bring some to be delivered.
         self._residuals = ResidualStore(
             self.policy.codec_of,
             error_feedback,
-            starts_empty=not (self._momentum or any(each.loses_bits for each in codecs)),
-            has_velocities=bool(self._momentum),
+            starts_empty=not (its_momentum or any(each.loses_bits for each in codecs)),
+            has_velocities=bool(its_momentum),
         )
-        self._steps = Steps(in_backward=not isinstance(process_group, SimulatedRank))
-        self._deliveries = Deliveries()
-        self._learning_rates = LearningRates()
-        self._group: Connection | None = None
-        self._is_agreed = False
-        self._flush_requested = False
-        self._flushing = False
-        self._grad_scale: float | None = None  # not known
-        self._sum_of_squares: torch.futures.Future[torch.Tensor] | None = None  # of the guard
-        self._counters = Counters()
+        self._feedback = ErrorFeedback(
+            self._residuals,
+            its_momentum,
+            residual_decay,
+            # Velocities are that much larger than gradients.
+            ResidualGuard(guard, guard_ratio / (1 - momentum)),
+        )
+        self._warmup = WarmUp(warmup_steps, codecs)
+        self._sync = Synchronizer(
+            self.process_group,
+            Plan(self.policy, self._warmup, algorithm, codec_threads),
+            self._feedback,
+            LocalClipping(max_norm, self.process_group.size()),
+            settings={
+                "codec": str(self.codec),
+                "algorithm": algorithm,
+                "min_compress_elements": str(min_compress_elements),
+                "warmup_steps": str(self.warmup_steps),
+                "error_feedback": str(error_feedback),
+                "policy": str(self.policy),
+                "momentum": str(its_momentum),
+                "max_norm": str(max_norm),
+                "guard": str(self._feedback.guard),
+            },
+        )
 
     def __reduce__(self) -> tuple[object, ...]:
         return (detached_hook_state, ())  # of a copy of the DDP model
@@ -162,23 +157,7 @@ class HookState:
         Raises:
             MismatchError: if the ranks use different settings.
         """
-        if self._is_agreed:
-            return
-        if self._group is None:
-            self._group = connect(self.process_group)
-        self._group.check_agreement(
-            {
-                "codec": str(self.codec),
-                "algorithm": self.algorithm,
-                "min_compress_elements": str(self.min_compress_elements),
-                "warmup_steps": str(self.warmup_steps),
-                "error_feedback": str(self.error_feedback),
-                "policy": str(self.policy),
-                "momentum": str(self._momentum),
-                "guard": str(self._guard),
-            }
-        )
-        self._is_agreed = True
+        self._sync.connect()
 
     def attach(self, module: torch.nn.Module) -> None:
         """Tell the state which model it is of: the DDP model, or the module in it.
@@ -191,7 +170,7 @@ class HookState:
         self._residuals.attach(unwrapped(module))
         self.policy.attach(unwrapped(module))
         if isinstance(module, DistributedDataParallel):
-            self._deliveries.may_keep_gradients = module.find_unused_parameters
+            self._sync.attach(module)
 
     def follow_learning_rate(self, optimizer: torch.optim.Optimizer) -> None:
         """Rescale residuals when a learning rate of ``optimizer`` changes.
@@ -203,130 +182,38 @@ class HookState:
         Raises:
             ArgumentError: if it is no optimizer.
         """
-        self._learning_rates.follow(optimizer)
+        self._feedback.learning_rates.follow(optimizer)
 
-    def synchronize(self, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+    def synchronize(
+        self, bucket: GradBucket | SimulatedBucket
+    ) -> torch.futures.Future[torch.Tensor]:
         """Start averaging a bucket over all ranks; :func:`compress_hook` calls this.
 
         Raises:
             ArgumentError: for gradients that cannot be compressed.
         """
-        return self.synchronize_buffer(bucket.buffer(), bucket.parameters(), bucket.is_last())
-
-    def synchronize_buffer(
-        self, buffer: torch.Tensor, parameters: list[torch.Tensor], is_last: bool
-    ) -> torch.futures.Future[torch.Tensor]:
-        """Start averaging ``buffer``, the gradients of ``parameters``; ``is_last`` of the step."""
-        self.connect()
-        check_tensor(buffer, "the gradient bucket")
-        if self._steps.buckets.is_between_steps and not self._clipping.is_holding:
-            self._begin_step(buffer.device)
-        start = self._clipping.hold if self._clipping.is_wanted else self._start
-        future = start(buffer, parameters)
-        self._deliveries.note(buffer, parameters)
-        if is_last:
-            self._release()
-            self._steps.end()
-        return future
-
-    def _start(
-        self, buffer: torch.Tensor, parameters: list[torch.Tensor]
-    ) -> torch.futures.Future[torch.Tensor]:
-        parts = self._steps.buckets.parts(parameters, self._residuals.names)
-        return synchronize_parts(buffer, parameters, parts, self._exchange)
-
-    def _release(self) -> None:
-        self._clipping.release(self._start, self._grad_scale or 1.0)
-
-    def _exchange(self, gradients: torch.Tensor, part: Part) -> torch.futures.Future[torch.Tensor]:
-        assert self._group is not None
-        world_size = self._group.world_size
-        layout = self._residuals.layout(part.parameters)
-        if not layout.is_agreed:
-            if self.policy.needs_names:
-                self._residuals.require_names()
-            self._group.connect(gradients.device)
-            self._group.check_agreement({"bucket": layout.describe()})
-            layout.is_agreed = True
-        # A flush delivers what a joined rank has, too.
-        is_joined = self._steps.is_joined and not self._flushing
-        residual = layout.residual_to_send(is_joined)
-        if residual is not None and not self._steps.is_joined:
-            if self._guard.watches(self._steps.number):
-                self._guard.add(gradients, residual)
-            if self._residual_decay < 1:
-                residual.mul_(self._residual_decay)
-        future = self._group.all_reduce(
-            gradients,
-            residual,
-            layout.plan(self._codec_of_step, self.algorithm, self._group, self.codec_threads),
-            1.0 / world_size,
-            self._steps.number,
-            part.index,
-            # A rank without data has no momentum to go on with.
-            velocity=None if self._steps.is_joined else layout.velocity,
-            momentum=self._momentum.factor,
-            nesterov=self._momentum.nesterov,
-        )
-        self._steps.buckets.note(part)
-        self._counters.add(gradients, world_size)
-        return future
-
-    def _begin_step(self, device: torch.device) -> None:
-        self._flushing = self._flush_requested
-        self._flush_requested = False
-        self._learning_rates.rescale(self._residuals.rescale_residual)
-        self._follow_guard()
-        self._deliveries.clear()
-        self._steps.begin(
-            self._release,
-            functools.partial(self._deliveries.take_back, self._residuals.residual_of),
-        )
-
-    def _follow_guard(self) -> None:
-        """Judge the norms of the step before; where ranks decide together, of the one before that.
-
-        So nobody waits: the ranks' norms are exchanged while a step is under way.
-        """
-        assert self._group is not None
-        rank, rate_share = self._group.rank, self._learning_rates.share_of_largest()
-        if self._sum_of_squares is not None:
-            self._guard.judge(self._sum_of_squares.wait(), rank, rate_share)
-            self._sum_of_squares = None
-        squares = self._guard.take_squares()
-        if squares is None:
-            return
-        if self._guard.mode == "warn":
-            self._guard.judge(squares, rank, rate_share)
-            return
-        runs: Runs = [(squares.numel(), Fp32())]
-        algorithm = self._group.algorithm("auto", runs, squares.device)
-        plan = bucket_plan(runs, algorithm, self._group.threads(1, squares.device))
-        self._sum_of_squares = self._group.all_reduce(
-            squares, None, plan, 1.0, self._steps.number, _GUARD_INDEX
-        )
+        return self._sync.synchronize(bucket.buffer(), bucket.parameters(), bucket.is_last())
 
     @property
     def stats(self) -> Stats:
         """What this rank sent so far, and where the time went."""
-        measured = self._group.measurements() if self._group is not None else {}
-        return self._counters.stats(self._steps.num_complete, measured)
+        group = self._sync.group
+        measured = group.measurements() if group is not None else {}
+        return self._sync.counters.stats(self._sync.steps.num_complete, measured)
 
     def trace(self, path: str | Path) -> contextlib.AbstractContextManager[None]:
         """Record, in a ``with`` block, what the native threads do, and write a Chrome trace.
 
         Give each rank a path of its own. Collective if the ranks are not connected yet.
         """
-        self.connect()
-        assert self._group is not None
-        return write_chrome_trace(self._group, path)
+        return write_chrome_trace(self._sync.connect(), path)
 
     def flush(self) -> None:
         """Send the next step in float32 with all residuals folded in; they are zero afterwards.
 
         Call it on every rank, between steps: before a checkpoint without residuals, say.
         """
-        self._flush_requested = True
+        self._sync.flush_requested = True
 
     def grad_scale(self, scale: float | torch.amp.GradScaler) -> None:
         """Tell by what gradients are multiplied from now on: a GradScaler, or its scale.
@@ -338,11 +225,7 @@ class HookState:
             ArgumentError: if the scale is not positive and finite.
         """
         value = scale if isinstance(scale, (float, int)) else scale.get_scale()
-        if not 0 < value < math.inf:
-            raise ArgumentError(f"the scale of the gradients is {value}; it must be positive")
-        if self._grad_scale not in (None, value):
-            self._residuals.rescale(value / self._grad_scale)
-        self._grad_scale = float(value)
+        self._feedback.follow_grad_scale(float(value))
 
     def state_dict(self) -> dict[str, Any]:
         """Return this rank's state: step, world size, buckets, and residuals by parameter name.
@@ -357,16 +240,13 @@ class HookState:
             ArgumentError: if the parameters have no names yet; see :meth:`attach`.
         """
         return {
-            "step": self._steps.number,
+            "step": self._sync.steps.number,
             "codec": str(self.codec),
             "rank": self.process_group.rank(),
             "world_size": self.process_group.size(),
-            "grad_scale": self._grad_scale,
-            "flush_requested": self._flush_requested,
-            "guard": self._guard.state_dict(),
-            "learning_rates": self._learning_rates.state_dict(),
-            "buckets": self._steps.buckets.saved(self._residuals.names),
-            **self._residuals.saved(),
+            "flush_requested": self._sync.flush_requested,
+            "buckets": self._sync.steps.buckets.saved(self._residuals.names),
+            **self._feedback.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any] | Sequence[dict[str, Any]]) -> None:
@@ -383,20 +263,11 @@ class HookState:
                 yet (see :meth:`attach`), or if there are residuals but ``error_feedback`` is off.
         """
         taken = state_to_take(state_dict, self.process_group.rank(), self.process_group.size())
-        self._residuals.load(taken["residuals"], taken["velocities"])
-        own_name = self._residuals.own_name
-        self._steps.buckets.load([[own_name(name) for name in names] for names in taken["buckets"]])
-        self._steps.number = taken["step"]
-        self._grad_scale = taken["grad_scale"]
-        self._flush_requested = taken["flush_requested"]
-        self._guard.load_state_dict(taken["guard"])
-        self._learning_rates.load_state_dict(taken["learning_rates"])
-
-    def _codec_of_step(self, codec: Codec) -> Codec:
-        # One rank has nobody to send to: nothing is worth leaving out.
-        if self._flushing or self.process_group.size() == 1:
-            return Fp32()
-        return self._guard.codec_at_level(self._warmup.codec_at(codec, self._steps.number))
+        self._feedback.load_state_dict(taken)
+        own_name, steps = self._residuals.own_name, self._sync.steps
+        steps.buckets.load([[own_name(name) for name in names] for names in taken["buckets"]])
+        steps.number = taken["step"]
+        self._sync.flush_requested = taken["flush_requested"]
 
 
 def compress_hook(state: HookState, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:

@@ -45,5 +45,13 @@ class Momentum:
         if self.nesterov and not self.factor:
             raise ArgumentError("nesterov=True needs a momentum; use momentum=0.9, say")
 
+    def check_error_feedback(self, error_feedback: bool) -> None:
+        """Raise :class:`ArgumentError` if there is nothing to accumulate velocities in."""
+        if self and not error_feedback:
+            raise ArgumentError(
+                f"momentum={self.factor:g} is accumulated in the residuals, which "
+                "error_feedback=False does without; use momentum in the optimizer"
+            )
+
     def __bool__(self) -> bool:
         return self.factor > 0

@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from fastcomm import _C
 from fastcomm.algorithms import choose_algorithm
 from fastcomm.runs import Runs
+
+
+@dataclass(frozen=True)
+class SimulatedBucket:
+    """What :class:`HookState` uses of DDP's GradBucket."""
+
+    gradients: torch.Tensor
+    of_parameters: list[torch.Tensor]
+    ends_step: bool
+
+    def buffer(self) -> torch.Tensor:
+        """Return the flat gradients."""
+        return self.gradients
+
+    def parameters(self) -> list[torch.Tensor]:
+        """Return whose gradients they are, in this order."""
+        return self.of_parameters
+
+    def is_last(self) -> bool:
+        """Return whether this is the last bucket of its step."""
+        return self.ends_step
 
 
 class SimulatedRank:

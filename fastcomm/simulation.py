@@ -20,7 +20,7 @@ from fastcomm.bucket_views import shaped_as
 from fastcomm.codecs import Codec
 from fastcomm.errors import ArgumentError
 from fastcomm.hook import HookState
-from fastcomm.simulated_rank import SimulatedRank
+from fastcomm.simulated_rank import SimulatedBucket, SimulatedRank
 from fastcomm.stats import Stats
 
 _FIRST_BUCKET_BYTES = 1 << 20  # DDP's own
@@ -110,7 +110,8 @@ class Simulation:
                 zip(self._buckets, collected, strict=True)
             ):
                 is_last = index == len(self._buckets) - 1
-                futures.append(state.synchronize_buffer(buffer, parameters, is_last))
+                bucket = SimulatedBucket(buffer, parameters, is_last)
+                futures.append(state.synchronize(bucket))
         for future in futures:
             future.wait()
         results = self._gradients[0]

@@ -85,7 +85,7 @@ def fail_while_held() -> str:
     state = fastcomm.register(model, "int8", max_norm=1.0)
     backward(model, 0)
     if dist.get_rank() == 1:  # out of step: the exchange fails on both ranks
-        state._steps.number += 1
+        state._sync.steps.number += 1
     with pytest.raises(fastcomm.Error) as caught:
         backward(model, 1)
     return type(caught.value).__name__

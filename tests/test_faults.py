@@ -85,8 +85,8 @@ def die_before_the_handshake(report: Report) -> None:
     dist.barrier()
     if dist.get_rank() == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-    assert state._group is not None
-    state._group.check_agreement({"codec": "int8"})
+    assert state._sync.group is not None
+    state._sync.group.check_agreement({"codec": "int8"})
 
 
 def test_rank_that_dies_before_it_compares_settings_is_named_by_all_others() -> None:

@@ -57,7 +57,7 @@ def test_each_parameter_group_has_its_own_rate() -> None:
     before = {name: group.residual(0, f"{name}.weight") for name in "ab"}
     state = group.simulation.states[0]
     optimizer.param_groups[1]["lr"] = 0.05
-    state._learning_rates.rescale(state._residuals.rescale_residual)
+    state._feedback.learning_rates.rescale(state._residuals.rescale_residual)
     assert torch.equal(group.residual(0, "a.weight"), before["a"])
     assert torch.equal(group.residual(0, "b.weight"), 2 * before["b"])
 
@@ -71,7 +71,7 @@ def test_small_changes_wait_until_they_add_up() -> None:
     state = group.simulation.states[0]
     for rate, factor in ((0.0996, 1.0), (0.0992, 1.0), (0.098, 0.1 / 0.098), (0.0, 0.1 / 0.098)):
         optimizer.param_groups[0]["lr"] = rate
-        state._learning_rates.rescale(state._residuals.rescale_residual)
+        state._feedback.learning_rates.rescale(state._residuals.rescale_residual)
         torch.testing.assert_close(group.residual(0, "weight"), before * factor)
 
 
@@ -85,7 +85,7 @@ def test_the_rate_that_residuals_are_in_units_of_is_part_of_the_state() -> None:
     state = other.simulation.states[0]
     state.load_state_dict(saved)
     optimizer.param_groups[0]["lr"] = 0.2  # changed while training had stopped
-    state._learning_rates.rescale(state._residuals.rescale_residual)
+    state._feedback.learning_rates.rescale(state._residuals.rescale_residual)
     assert state.state_dict()["learning_rates"] == [0.2]
 
 

@@ -50,7 +50,7 @@ Correction expected_correction(Correction given, const Momentum& momentum) {
     const float update = momentum.is_nesterov ? gradient[i] + momentum.factor * velocity : velocity;
     const float residual = given.residual[i] + update;
     if (std::isfinite(velocity) && std::isfinite(update) && std::isfinite(residual)) {
-      given.velocity[i] = velocity;
+      given.velocity[i] = std::abs(velocity) < 0x1p-100f ? 0 : velocity;
       given.residual[i] = residual;
       gradient[i] = 0;
     } else {
@@ -129,6 +129,14 @@ TEST_CASE("what is not finite stays visible, and spoils neither velocity nor res
   CHECK(testing::to_floats(DType::kFloat32, given.gradient)[0] == 1e38f);
   CHECK(given.velocity[0] == 0);
   CHECK(given.residual[0] == 3e38f);
+}
+
+TEST_CASE("velocities without gradients decay to zero") {
+  Correction given{DType::kFloat32, testing::to_dtype(DType::kFloat32, {0.0f}), {1.0f}, {0.0f}};
+  for (int step = 0; step < 1000; ++step) {
+    accumulate_velocity(given.memory(), {0.9f, false}, nullptr);
+  }
+  CHECK(given.velocity[0] == 0);
 }
 
 TEST_CASE("a velocity without a residual is an error") {

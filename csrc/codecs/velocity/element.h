@@ -15,6 +15,10 @@ struct Momentum {
   bool is_nesterov = false;
 };
 
+// 2^-100. Smaller velocities become zero: those of elements without gradients would else end as
+// denormals, which never decay to zero and are slow on some processors.
+inline constexpr uint32_t kSmallestVelocityBits = 0x0d800000u;
+
 FASTCOMM_HOST_DEVICE float select_float(bool condition, float a, float b) {
   return bits_float(select_word(condition, float_bits(a), float_bits(b)));
 }
@@ -33,7 +37,8 @@ FASTCOMM_HOST_DEVICE void accumulate_velocity_element(float factor, Element& gra
   // Not &&: a branch would keep compilers from vectorizing.
   const bool is_accumulated =
       is_finite(next_velocity) & is_finite(update) & is_finite(next_residual);
-  velocity = select_float(is_accumulated, next_velocity, velocity);
+  const bool is_kept = magnitude_bits(next_velocity) >= kSmallestVelocityBits;
+  velocity = select_float(is_accumulated, select_float(is_kept, next_velocity, 0.0f), velocity);
   residual = select_float(is_accumulated, next_residual, residual);
   gradient = to_result<Element>(select_float(is_accumulated, 0.0f, update));
 }
