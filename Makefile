@@ -90,10 +90,11 @@ fuzz: $(VENV)/.with-test  ## damaged payloads against the decoders, with clang; 
 	build/fuzz/tests/fuzz/payload_fuzz -max_total_time=$(FUZZ_SECONDS) -timeout=10 \
 	  -artifact_prefix=build/fuzz/ build/fuzz/found tests/fuzz/corpus
 
-bench: $(VENV)/.with-demo  ## codecs against the speed of memory, all-reduces and DDP steps against PyTorch's; RATE=
+bench: $(VENV)/.with-demo  ## codecs against the speed of memory, all-reduces and DDP steps against PyTorch's, accuracy; RATE=
 	$(BIN)/python bench/codecs.py --quick
 	$(BIN)/python bench/allreduce.py --quick $(if $(filter 0,$(shell id -u)),--rate $(RATE))
 	$(BIN)/python bench/ddp.py --quick
+	$(BIN)/python bench/accuracy.py --quick
 
 lint: $(VENV)/.with-demo,lint,test  ## check style and types of Python and C++
 	$(BIN)/ruff check

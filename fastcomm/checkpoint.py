@@ -23,7 +23,8 @@ from fastcomm.errors import ArgumentError
 from fastcomm.hook import HookState
 from fastcomm.saved_states import ranks_to_take
 
-_RESIDUALS = "residuals."
+# The entries of a state that hold a tensor for each parameter.
+_BY_PARAMETER = ("residuals", "velocities")
 
 
 def sharded_state_dict(state: HookState) -> dict[str, Any]:
@@ -74,9 +75,9 @@ def load_sharded_state_dict(
     saved = _templates(storage_reader.read_metadata().state_dict_metadata, key)
     group = state.process_group
     taken = ranks_to_take(len(saved), group.rank(), group.size())
-    # Of the first rank all but its residuals: what the ranks have in common, if nothing is taken.
+    # Of the first rank all but what is its own: what the ranks have in common, if nothing is taken.
     wanted = {rank: saved[rank] for rank in taken}
-    wanted.setdefault(0, {**saved[0], "residuals": {}})
+    wanted.setdefault(0, saved[0] | {kind: {} for kind in _BY_PARAMETER})
     nested: dict[str, Any] = {f"rank{rank}": template for rank, template in wanted.items()}
     for part in reversed(key.split(".")):
         nested = {part: nested}
@@ -91,10 +92,10 @@ def _templates(metadata: dict[str, Any], key: str) -> list[dict[str, Any]]:
         rank, _, entry = name.removeprefix(f"{key}.rank").partition(".")
         if not name.startswith(f"{key}.rank") or not rank.isdecimal():
             continue
-        template = templates.setdefault(int(rank), {"residuals": {}})
-        if entry.startswith(_RESIDUALS):
-            residual = torch.empty(item.size, dtype=item.properties.dtype)
-            template["residuals"][entry.removeprefix(_RESIDUALS)] = residual
+        template = templates.setdefault(int(rank), {kind: {} for kind in _BY_PARAMETER})
+        kind, _, parameter = entry.partition(".")
+        if kind in _BY_PARAMETER:
+            template[kind][parameter] = torch.empty(item.size, dtype=item.properties.dtype)
         else:
             template[entry] = None
     if sorted(templates) != list(range(len(templates))) or not templates:

@@ -118,8 +118,8 @@ class ErrorFeedback:
         """Return everything, by parameter name where it is of parameters."""
         return {
             "grad_scale": self._grad_scale,
-            "guard": self.guard.state_dict(),
             "learning_rates": self.learning_rates.state_dict(),
+            **self.guard.state_dict(),
             **self.residuals.saved(),
         }
 
@@ -131,5 +131,5 @@ class ErrorFeedback:
         """
         self.residuals.load(state_dict["residuals"], state_dict["velocities"])
         self._grad_scale = state_dict["grad_scale"]
-        self.guard.load_state_dict(state_dict["guard"])
+        self.guard.load_state_dict(state_dict)
         self.learning_rates.load_state_dict(state_dict["learning_rates"])

@@ -115,10 +115,10 @@ class ResidualGuard:
         return codec
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what it has decided so far."""
-        return {"level": self.level, "has_warned": self._has_warned}
+        """Return what it has decided so far; flat, as torch.distributed.checkpoint likes it."""
+        return {"guard_level": self.level, "guard_has_warned": self._has_warned}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
-        self.level = state_dict["level"]
-        self._has_warned = state_dict["has_warned"]
+        self.level = state_dict["guard_level"]
+        self._has_warned = state_dict["guard_has_warned"]

@@ -36,14 +36,14 @@ def state_to_take(
                 "differs; save one for each rank (with torch.distributed.checkpoint: use "
                 "fastcomm.sharded_state_dict), or pass the list of the states of all ranks"
             )
-        return _merged([saved], saved)
+        return _merged([saved], saved, 1.0)
     if saved[0]["world_size"] != len(saved):
         raise ArgumentError(
             f"{saved[0]['world_size']} ranks saved a state, here are {len(saved)}; residuals of "
             "the others would be lost: save and pass the states of all ranks"
         )
     ranks = ranks_to_take(len(saved), rank, world_size)
-    return _merged([saved[rank] for rank in ranks], saved[0])
+    return _merged([saved[rank] for rank in ranks], saved[0], world_size / len(saved))
 
 
 def ranks_to_take(num_saved: int, rank: int, world_size: int) -> range:
@@ -51,17 +51,22 @@ def ranks_to_take(num_saved: int, rank: int, world_size: int) -> range:
     return range(rank, num_saved, world_size)
 
 
-def _merged(mine: Sequence[dict[str, Any]], first: dict[str, Any]) -> dict[str, Any]:
+def _merged(
+    mine: Sequence[dict[str, Any]], first: dict[str, Any], velocity_factor: float
+) -> dict[str, Any]:
     # What all ranks have in common comes from the first: there may be nothing for this rank.
+    velocities = _summed([state.get("velocities", {}) for state in mine])
     return {
         "step": first["step"],
         "grad_scale": first.get("grad_scale"),  # older states lack these
         "flush_requested": first.get("flush_requested", False),
         "buckets": first.get("buckets", []),
-        "guard": first.get("guard", {"level": 0, "has_warned": False}),
+        "guard_level": first.get("guard_level", 0),
+        "guard_has_warned": first.get("guard_has_warned", False),
         "learning_rates": first.get("learning_rates", []),
         "residuals": _summed([state["residuals"] for state in mine]),
-        "velocities": _summed([state.get("velocities", {}) for state in mine]),
+        # Residuals are delivered once, and their sum counts. Velocities go on: their mean does.
+        "velocities": {name: velocity_factor * its for name, its in velocities.items()},
     }
 
 

@@ -52,7 +52,7 @@ def test_adapting_sends_more_until_the_ratio_has_come_down_and_then_less_again()
     target, denser = sent[0], max(sent)
     assert denser > 2 * target
     assert sent[:50] == [target] * 50, "it adapted before it had looked"
-    assert group.state(0)["guard"]["level"] == group.state(1)["guard"]["level"] > 0
+    assert group.state(0)["guard_level"] == group.state(1)["guard_level"] > 0
     # Large gradients now: the residuals are small beside them.
     large = [{name: 1e4 * g for name, g in of_rank.items()} for of_rank in growing]
     for step in range(400):
@@ -60,7 +60,7 @@ def test_adapting_sends_more_until_the_ratio_has_come_down_and_then_less_again()
         if step % 2:
             large = [{name: -g for name, g in of_rank.items()} for of_rank in large]
     assert sent[-1] == target
-    assert group.state(0)["guard"]["level"] == 0
+    assert group.state(0)["guard_level"] == 0
 
 
 def test_the_level_of_the_guard_is_part_of_the_state() -> None:
@@ -71,7 +71,7 @@ def test_the_level_of_the_guard_is_part_of_the_state() -> None:
     for rank, state in enumerate(second.simulation.states):
         state.load_state_dict(first.state(rank))
     assert second.wire_bytes(same_gradients()) == first.wire_bytes(same_gradients())
-    assert second.state(0)["guard"]["level"] > 0
+    assert second.state(0)["guard_level"] > 0
 
 
 def test_gradients_that_are_not_finite_decide_nothing() -> None:
@@ -89,7 +89,7 @@ def adapt_on_real_ranks() -> int:
     state = fastcomm.register(model, **options)
     for _ in range(104):  # the ranks' gradients differ, and so do their ratios
         backward(model, dist.get_rank())
-    level: int = state.state_dict()["guard"]["level"]
+    level: int = state.state_dict()["guard_level"]
     return level
 
 

@@ -120,6 +120,22 @@ def test_velocities_are_part_of_the_state() -> None:
     ranks.run(2, resume_with_momentum)
 
 
+@pytest.mark.parametrize(("before", "after"), [(4, 2), (2, 4), (2, 3)])
+def test_another_number_of_ranks_goes_on_with_the_mean_velocity(before: int, after: int) -> None:
+    first = GivenGradients(one_matrix(), before, "topk:0.05", momentum=MOMENTUM)
+    for step in range(3):
+        first.average(random_gradients(first.model, before, step))
+    states = [first.state(rank) for rank in range(before)]
+    second = GivenGradients(one_matrix(), after, "topk:0.05", momentum=MOMENTUM)
+    for state in second.simulation.states:
+        state.load_state_dict(states)
+    sums = [
+        sum((s["velocities"].get("weight", torch.zeros(4096)) for s in saved), torch.zeros(4096))
+        for saved in (states, [second.state(rank) for rank in range(after)])
+    ]
+    torch.testing.assert_close(sums[1] / after, sums[0] / before)
+
+
 @pytest.mark.parametrize("codec", ["topk:0.05", "int4", "sign"])
 def test_gradients_that_are_not_finite_reach_all_ranks_and_no_velocity(codec: str) -> None:
     model = nn.Linear(32, 32, bias=False)
