@@ -22,7 +22,7 @@ T = TypeVar("T")
 # A learning rate of the command line: the number, and whether it is a multiple of the default.
 Rate = tuple[float, bool]
 
-_CODECS = "fp32,int8,int4,int2,sign,topk:0.01,topk:0.001"
+_CODECS = "fp32,bf16,fp16,fp8,int8,int4,int2,sign,topk:0.01,topk:0.001"
 _QUICK = ["--task=digits", "--world=2", "--optimizer=sgd", "--codec=fp32,int8,topk:0.01"]
 _QUICK += ["--seeds=0,1", "--steps=200"]
 
@@ -97,7 +97,7 @@ def parse_arguments(description: str | None, given: list[str]) -> argparse.Names
     )
     add = parser.add_argument
     add("--task", type=_list_of(_choice(list(RECIPES))), default=list(RECIPES), help="default all")
-    add("--world", type=_list_of(_at_least(2)), default=[8], help="numbers of ranks (default 8)")
+    add("--world", type=_list_of(_at_least(2)), default=[2, 4, 8], help="default 2,4,8")
     add("--optimizer", type=_list_of(_choice(OPTIMIZERS)), default=list(OPTIMIZERS))
     add(
         "--codec",

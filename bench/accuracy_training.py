@@ -115,8 +115,7 @@ class Run:
         self._simulation = simulate(self._model, job.world_size, job.codec)
         self._optimizer = make_optimizer(job, self._model)
         if parse_codec(job.codec)[1].get(_FOLLOW):
-            for state in self._simulation.states:
-                state.follow_learning_rate(self._optimizer)
+            self._simulation.follow_learning_rate(self._optimizer)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(
             self._optimizer, lambda step: learning_rate_share(step, job.steps)
         )

@@ -42,9 +42,10 @@ class BucketValues:
             self._views[id(parameter)] = view
         return values
 
-    def of(self, parameter: torch.Tensor) -> torch.Tensor | None:
+    def of(self, parameter: torch.Tensor, names: Mapping[int, str]) -> torch.Tensor | None:
         """Return the values of a parameter, of shape (num_elements,), if it has some."""
-        return self._views.get(id(parameter))
+        view = self._views.get(id(parameter))
+        return self._loaded.get(names.get(id(parameter), "")) if view is None else view
 
     def named(self, names: Mapping[int, str]) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield (parameter name, values of shape (num_elements,)) of every parameter seen."""

@@ -1,9 +1,10 @@
 """Clipping a rank's own gradient, before anything is accumulated.
 
 "Deep Gradient Compression", Lin et al., ICLR 2018, section 3.3: gradients that wait in a residual
-add up, so that the sum cannot be clipped in their place. Each rank clips its own gradient to
-N^(-1/2) of the norm that the average of N ranks would be clipped to: the norm of a sum of N
-independent gradients grows with N^(1/2).
+add up, so that the sum cannot be clipped in their place. Each rank clips its own gradient, to
+N^(1/2) times the norm that the average of N ranks is to be clipped to: averaging N independent
+gradients of one norm divides it by N^(1/2). (The paper has N^(-1/2), for gradients that are divided
+by N beforehand.) Where ranks have the same gradient, its norm stays that much larger.
 
 The norm is that of the whole gradient, as torch.nn.utils.clip_grad_norm_ has it. It is known when
 the last bucket is there: until then buckets wait, and nothing overlaps with the backward pass.
@@ -54,6 +55,11 @@ class LocalClipping:
         return bool(self._held)
 
     @property
+    def num_parameters(self) -> int:
+        """How many parameters the buckets have that wait."""
+        return sum(len(each.parameters) for each in self._held)
+
+    @property
     def is_wanted(self) -> bool:
         """Whether buckets are to be held."""
         return self._max_norm is not None
@@ -66,50 +72,69 @@ class LocalClipping:
         self._held.append(held)
         return held.result.future
 
-    def release(self, start: Start, grad_scale: float) -> None:
+    def release(self, start: Start, grad_scale: float) -> torch.Tensor | None:
         """Clip what is held, and start its exchanges.
 
         Args:
             start: starts the exchange of a bucket.
             grad_scale: by what a GradScaler has multiplied the gradients.
+
+        Returns:
+            What the gradients were multiplied by; None if nothing was held, or an error occurred,
+            which all that was held then has.
         """
+        try:
+            factor = self._factor(grad_scale) if self._held else None
+        except Exception as error:
+            self.fail(error)
+            return None
         held, self._held = self._held, []
-        if not held:
-            return
+        for each in held:
+            try:
+                assert factor is not None
+                each.buffer.mul_(factor.to(each.buffer.device))
+                inner = start(each.buffer, each.parameters)
+            except Exception as error:
+                each.result.fail(*described(error))
+                continue
+            inner.add_done_callback(_completion(each.result))
+        return factor
+
+    def fail(self, error: Exception) -> None:
+        """Let go of what is held, with an error: nobody shall wait for it."""
+        held, self._held = self._held, []
+        for each in held:
+            each.result.fail(*described(error))
+
+    def _factor(self, grad_scale: float) -> torch.Tensor:
         assert self._max_norm is not None
-        limit = self._max_norm * grad_scale / math.sqrt(self._world_size)
-        device = held[0].buffer.device
+        limit = self._max_norm * grad_scale * math.sqrt(self._world_size)
+        device = self._held[0].buffer.device
         norms = [
-            torch.linalg.vector_norm(each.buffer, dtype=torch.float32).to(device) for each in held
+            torch.linalg.vector_norm(each.buffer, dtype=torch.float32).to(device)
+            for each in self._held
         ]
         norm = torch.linalg.vector_norm(torch.stack(norms))
         # Nothing is clipped by a norm that is not finite: NaN and Inf must reach every rank.
-        factor = torch.where(norm.isfinite(), (limit / (norm + 1e-6)).clamp(max=1.0), 1.0)
-        for each in held:
-            each.buffer.mul_(factor.to(each.buffer.device))
-            try:
-                inner = start(each.buffer, each.parameters)
-            except Exception as error:
-                each.result.fail(*_described(error))
-                continue
-            inner.add_done_callback(_completion(each.result))
+        return torch.where(norm.isfinite(), (limit / (norm + 1e-6)).clamp(max=1.0), 1.0)
 
 
 def _completion(
     result: _C.TensorFuture,
 ) -> Callable[[torch.futures.Future[torch.Tensor]], None]:
+    # On a lane, which takes the GIL for it. Nothing that holds the GIL waits for a lane.
     def complete(inner: torch.futures.Future[torch.Tensor]) -> None:
         try:
             inner.value()
         except Exception as error:
-            result.fail(*_described(error))
+            result.fail(*described(error))
         else:
             result.succeed()
 
     return complete
 
 
-def _described(error: Exception) -> tuple[str, str]:
+def described(error: Exception) -> tuple[str, str]:
     """Return the class of fastcomm.errors that stands for an error, and the message."""
     if isinstance(error, Error):
         return type(error).__name__, str(error)

@@ -9,8 +9,6 @@ from fastcomm import _C
 from fastcomm.codec_base import Codec
 from fastcomm.errors import ArgumentError
 
-_FEW_BIT_WARMUP_STEPS = 0
-
 _FORMATS = {native.name: native for native in _C.dense_formats()}
 
 
@@ -141,10 +139,6 @@ class FewBitCodec(DenseCodec):
     @property
     def spared_share(self) -> float:  # noqa: D102
         return 1.0
-
-    @property
-    def default_warmup_steps(self) -> int:  # noqa: D102
-        return _FEW_BIT_WARMUP_STEPS
 
     def at_warmup(self, progress: float) -> Codec:
         """Step down: int8 for the first half, int4 for the second."""

@@ -94,7 +94,13 @@ class ErrorFeedback:
         self._squares_of_ranks = group.all_reduce(squares, None, plan, 1.0, step, _GUARD_INDEX)
 
     def residual_to_send(
-        self, layout: BucketLayout, gradients: torch.Tensor, step: int, *, own: bool, joined: bool
+        self,
+        layout: BucketLayout,
+        gradients: torch.Tensor,
+        step: int,
+        *,
+        has_data: bool,
+        delivers_own: bool,
     ) -> torch.Tensor | None:
         """Return what an exchange adds to ``gradients`` and leaves the rest in.
 
@@ -102,23 +108,23 @@ class ErrorFeedback:
             layout: of the bucket.
             gradients: of the bucket.
             step: which step it is.
-            own: whether this rank's residuals are to be delivered.
-            joined: whether this rank has no data of its own any more.
+            has_data: whether this rank has data; if not, it takes part for the others only.
+            delivers_own: whether its residuals are to be delivered.
         """
-        residual = layout.residual_to_send(not own)
-        if residual is None or joined:
-            return residual
-        if self.guard.watches(step):
+        residual = layout.residual_to_send(delivers_own)
+        if self.guard.watches(step):  # every rank, whatever it has: they exchange what they find
             self.guard.add(gradients, residual)
-        if self._residual_decay < 1:
+        if residual is not None and has_data and self._residual_decay < 1:
             residual.mul_(self._residual_decay)
         return residual
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything, by parameter name where it is of parameters."""
+        sums = self._squares_of_ranks
         return {
             "grad_scale": self._grad_scale,
-            "learning_rates": self.learning_rates.state_dict(),
+            **self.learning_rates.state_dict(),
+            "guard_sums": None if sums is None else sums.wait().tolist(),
             **self.guard.state_dict(),
             **self.residuals.saved(),
         }
@@ -130,6 +136,10 @@ class ErrorFeedback:
             ArgumentError: if it is of another model.
         """
         self.residuals.load(state_dict["residuals"], state_dict["velocities"])
+        self._squares_of_ranks = None
+        if state_dict["guard_sums"] is not None:
+            self._squares_of_ranks = torch.futures.Future()
+            self._squares_of_ranks.set_result(torch.tensor(state_dict["guard_sums"]))
         self._grad_scale = state_dict["grad_scale"]
         self.guard.load_state_dict(state_dict)
-        self.learning_rates.load_state_dict(state_dict["learning_rates"])
+        self.learning_rates.load_state_dict(state_dict)

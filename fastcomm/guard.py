@@ -36,12 +36,14 @@ class ResidualGuard:
         mode: ``off``; ``warn``: a warning, once, on each rank for its own residuals; ``adapt``:
             all ranks move to a denser codec together, and back.
         largest_ratio: above which it is too much.
+        momentum: of the hook: residuals then hold velocities, which are 1 / (1 - momentum) times as
+            large as gradients.
 
     Raises:
         ArgumentError: for another mode, or a ratio that is not positive.
     """
 
-    def __init__(self, mode: str, largest_ratio: float) -> None:
+    def __init__(self, mode: str, largest_ratio: float, momentum: float = 0.0) -> None:
         if mode not in MODES:
             raise ArgumentError(f"unknown guard {mode!r}; known: {', '.join(MODES)}")
         if not largest_ratio > 0:
@@ -49,6 +51,7 @@ class ResidualGuard:
         self.mode = mode
         self.level = 0  # how many times denser codecs are than asked for
         self._largest_ratio = largest_ratio
+        self._scale = 1 - momentum  # of residuals, to gradients
         self._has_warned = False
         self._squares: list[torch.Tensor] = []  # of residual and gradient, of a step's buckets
 
@@ -59,15 +62,13 @@ class ResidualGuard:
         """Return whether the norms of a step are wanted."""
         return self.mode != "off" and step % _STEPS_BETWEEN_CHECKS == _STEPS_BETWEEN_CHECKS - 1
 
-    def add(self, gradients: torch.Tensor, residual: torch.Tensor) -> None:
-        """Take in a bucket, before it is exchanged. On a GPU nothing waits."""
-        norms = torch.stack(
-            [
-                torch.linalg.vector_norm(values, dtype=torch.float32)
-                for values in (residual, gradients)
-            ]
-        )
-        self._squares.append(norms.square())
+    def add(self, gradients: torch.Tensor, residual: torch.Tensor | None) -> None:
+        """Take in a bucket, before it is exchanged."""
+        norm = torch.linalg.vector_norm(gradients, dtype=torch.float32)
+        of_residual = torch.zeros_like(norm)
+        if residual is not None:
+            of_residual = torch.linalg.vector_norm(residual)
+        self._squares.append(torch.stack([of_residual, norm]).square())
 
     def take_squares(self) -> torch.Tensor | None:
         """Return the squared norms of residual and gradient of a watched step, once; else None."""
@@ -90,7 +91,7 @@ class ResidualGuard:
         residual, gradient = squares.tolist()
         if not math.isfinite(residual + gradient) or gradient == 0.0:
             return
-        ratio = rate_share * math.sqrt(residual / gradient)
+        ratio = self._scale * rate_share * math.sqrt(residual / gradient)
         if self.mode == "adapt":
             if ratio > self._largest_ratio:
                 self.level = min(self.level + 1, _MOST_LEVELS)
@@ -108,17 +109,21 @@ class ResidualGuard:
 
     def codec_at_level(self, codec: Codec) -> Codec:
         """Return what is sent in place of ``codec`` now."""
-        if not codec.spared_share:
-            return codec
         for _ in range(self.level):
             codec = codec.denser() or codec
         return codec
 
     def state_dict(self) -> dict[str, Any]:
         """Return what it has decided so far; flat, as torch.distributed.checkpoint likes it."""
-        return {"guard_level": self.level, "guard_has_warned": self._has_warned}
+        squares = [of_bucket.tolist() for of_bucket in self._squares]
+        return {
+            "guard_level": self.level,
+            "guard_has_warned": self._has_warned,
+            "guard_squares": squares or None,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         self.level = state_dict["guard_level"]
         self._has_warned = state_dict["guard_has_warned"]
+        self._squares = [torch.tensor(squares) for squares in state_dict["guard_squares"] or []]

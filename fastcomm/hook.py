@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed import GradBucket  # type: ignore[attr-defined]  # torch's stubs lack it
-from torch.nn.parallel import DistributedDataParallel
 
 from fastcomm import _C
 from fastcomm._arguments import check_num_threads, require_process_group
@@ -49,7 +48,8 @@ class HookState:
         min_compress_elements: smaller parameters, and all one-dimensional ones (biases, norms), are
             sent as float32, inside the same message.
         warmup_steps: during so many steps, start dense and become sparser (top-k: density ramps
-            from 1 to its target; ``int2``, ``sign``: ``int8``, then ``int4``; other codecs: fp32).
+            from 1, sent as ``int4`` down to 0.12, to its target; ``int2`` and ``sign``: ``int8``,
+            then ``int4``; other codecs: fp32).
             None: what the codec has by default: 100 for ``topk``, none for others.
         codec_threads: how many threads of this rank encode and decode a slice together; results do
             not depend on it. None: the cores that the ranks of this host leave idle, at least 1.
@@ -60,8 +60,8 @@ class HookState:
         momentum: momentum correction: the hook applies the momentum, on each rank before it
             compresses. Use an optimizer without momentum then. See momentum.py.
         nesterov: of that momentum, as torch.optim.SGD has it.
-        max_norm: clip each rank's gradient before it is accumulated, as if the average were clipped
-            to this norm; see clipping.py.
+        max_norm: clip each rank's gradient before it is accumulated, about as if the average were
+            clipped to this norm; see clipping.py. With a GradScaler, call :meth:`grad_scale`.
         residual_decay: multiply residuals by this before each step; below 1 they forget what could
             not be delivered for long, which then is lost.
         guard: watch the ratio of the norms of residuals and gradients: ``warn`` once if it is above
@@ -108,6 +108,11 @@ class HookState:
         self.error_feedback = error_feedback
         its_momentum = Momentum(momentum, nesterov)
         its_momentum.check_error_feedback(error_feedback)
+        if not error_feedback and (residual_decay < 1 or guard == "adapt"):
+            raise ArgumentError(
+                f"residual_decay={residual_decay:g} and guard={guard!r} are about residuals, which "
+                "error_feedback=False does without; leave them out"
+            )
         # Residuals of fp32 are zero; only a checkpoint can bring some to be delivered.
         self._residuals = ResidualStore(
             self.policy.codec_of,
@@ -119,8 +124,7 @@ class HookState:
             self._residuals,
             its_momentum,
             residual_decay,
-            # Velocities are that much larger than gradients.
-            ResidualGuard(guard, guard_ratio / (1 - momentum)),
+            ResidualGuard(guard if error_feedback else "off", guard_ratio, momentum),
         )
         self._warmup = WarmUp(warmup_steps, codecs)
         self._sync = Synchronizer(
@@ -137,6 +141,7 @@ class HookState:
                 "policy": str(self.policy),
                 "momentum": str(its_momentum),
                 "max_norm": str(max_norm),
+                "residual_decay": str(residual_decay),
                 "guard": str(self._feedback.guard),
             },
         )
@@ -162,15 +167,14 @@ class HookState:
     def attach(self, module: torch.nn.Module) -> None:
         """Tell the state which model it is of: the DDP model, or the module in it.
 
-        ``state_dict`` and ``policy`` use the names of its parameters. Before the first step.
+        ``state_dict``, ``policy`` and ``max_norm`` use the names of its parameters.
 
         Raises:
-            ArgumentError: if the policy has a pattern that matches no parameter.
+            ArgumentError: if the policy has a pattern that matches no parameter, or if there are
+                patterns and the first step is over.
         """
         self._residuals.attach(unwrapped(module))
-        self.policy.attach(unwrapped(module))
-        if isinstance(module, DistributedDataParallel):
-            self._sync.attach(module)
+        self._sync.attach(module)
 
     def follow_learning_rate(self, optimizer: torch.optim.Optimizer) -> None:
         """Rescale residuals when a learning rate of ``optimizer`` changes.

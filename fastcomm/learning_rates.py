@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -25,8 +26,8 @@ class LearningRates:
 
     def __init__(self) -> None:
         self._optimizer: torch.optim.Optimizer | None = None
-        self._known: list[float] = []  # of each group
-        self._largest = 0.0  # of the first group
+        self._known: dict[int, float] = {}  # by the index of the group
+        self._largest = 0.0  # that the first group had
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Begin to look at an optimizer's learning rates.
@@ -51,9 +52,7 @@ class LearningRates:
             rate = float(group["lr"])
             if rate <= 0 or not math.isfinite(rate):
                 continue
-            if index == len(self._known):
-                self._known.append(rate)
-            factor = self._known[index] / rate
+            factor = self._known.setdefault(index, rate) / rate
             if abs(factor - 1) < _SMALLEST_CHANGE:
                 continue
             self._known[index] = rate
@@ -62,15 +61,16 @@ class LearningRates:
 
     def share_of_largest(self) -> float:
         """Return the first group's rate, as a share of the largest that was seen."""
-        if not self._known:
-            return 1.0
-        self._largest = max(self._largest, self._known[0])
-        return self._known[0] / self._largest
+        rate = self._known.get(0, 1.0)
+        self._largest = max(self._largest, rate)
+        return rate / self._largest
 
-    def state_dict(self) -> list[float]:
+    def state_dict(self) -> dict[str, Any]:
         """Return the rates that residuals are in units of."""
-        return list(self._known)
+        groups, rates = list(self._known), list(self._known.values())
+        return {"rate_groups": groups, "rates": rates, "largest_rate": self._largest}
 
-    def load_state_dict(self, known: list[float]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
-        self._known = list(known)
+        self._known = dict(zip(state_dict["rate_groups"], state_dict["rates"], strict=True))
+        self._largest = state_dict["largest_rate"]

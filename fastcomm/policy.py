@@ -69,7 +69,7 @@ class Policy:
     @property
     def needs_names(self) -> bool:
         """Whether it cannot be used before :meth:`attach`."""
-        return self._patterns is not None and not self._of_parameter
+        return bool(self._patterns) and not self._of_parameter
 
     def codecs(self) -> list[Codec]:
         """Return all codecs that a parameter may get, float32 apart."""
@@ -114,8 +114,12 @@ class Policy:
     def _spared(self, module: nn.Module) -> dict[int, Codec]:
         """Return the codec, by id, of what is spared this policy's codec."""
         spared = {id(p): p for p in spared_parameters(module) if self._is_large(p)}
-        others = (p for p in module.parameters() if id(p) not in spared and self._is_large(p))
-        num_bytes = self._codec.wire_bytes(sum(parameter.numel() for parameter in others))
+        num_others = sum(
+            parameter.numel()
+            for parameter in module.parameters()
+            if parameter.requires_grad and id(parameter) not in spared and self._is_large(parameter)
+        )
+        num_bytes = self._codec.wire_bytes(num_others) if num_others else 0
         num_spared = sum(parameter.numel() for parameter in spared.values())
         for codec in (Fp32(), Int8()):
             if codec.wire_bytes(num_spared) <= self._codec.spared_share * num_bytes:
@@ -131,9 +135,10 @@ def spared_parameters(module: nn.Module) -> list[nn.Parameter]:
     spared: list[nn.Parameter] = []
     matrices: list[nn.Parameter] = []
     for part in module.modules():
+        own = [parameter for parameter in part.parameters(recurse=False) if parameter.requires_grad]
         if isinstance(part, _EMBEDDINGS) or "Norm" in type(part).__name__:
-            spared += part.parameters(recurse=False)
+            spared += own
         elif isinstance(part, _MATRICES):
-            matrices += [p for p in part.parameters(recurse=False) if p.dim() > 1]
+            matrices += [parameter for parameter in own if parameter.dim() > 1]
     # The only layer of a model is all that there is to compress.
     return spared + matrices[-1:] if len(matrices) > 1 else spared

@@ -44,12 +44,12 @@ class BucketLayout:
         runs = ", ".join(f"{num_elements} {codec}" for num_elements, codec in self.runs)
         return f"{len(self.parameters)} parameters of {self.parameters[0].dtype}, elements {runs}"
 
-    def residual_to_send(self, is_joined: bool) -> torch.Tensor | None:
+    def residual_to_send(self, delivers_own: bool) -> torch.Tensor | None:
         """Return what an exchange adds to the gradients and leaves the rest in.
 
-        ``is_joined``: this rank has no data any more, and takes part for the others only.
+        Not ``delivers_own``: this rank has no data any more, and takes part for the others only.
         """
-        if not is_joined or self.residual is None:
+        if delivers_own or self.residual is None:
             self.end_join()
             return self.residual
         if self.joined_residual is None:
@@ -105,9 +105,10 @@ class ResidualStore:
             self._layouts[key] = self._make_layout(parameters)
         return self._layouts[key]
 
-    def layouts(self) -> list[BucketLayout]:
-        """Return the layouts of all buckets so far."""
-        return list(self._layouts.values())
+    @property
+    def has_layouts(self) -> bool:
+        """Whether there were buckets already."""
+        return bool(self._layouts)
 
     def _make_layout(self, parameters: list[torch.Tensor]) -> BucketLayout:
         ids = set(map(id, parameters))
@@ -132,7 +133,7 @@ class ResidualStore:
 
     def residual_of(self, parameter: torch.Tensor) -> torch.Tensor | None:
         """Return the residual of a parameter, of shape (num_elements,), if it has one."""
-        return self._residuals.of(parameter)
+        return self._residuals.of(parameter, self._names)
 
     def names(self, parameters: list[torch.Tensor]) -> list[str]:
         """Return the names of parameters.
@@ -155,7 +156,7 @@ class ResidualStore:
             kinds["velocities"] = self._velocities
         if self._layouts:
             self.require_names()
-        self._end_join()
+        self.end_join()
         return {
             kind: {name: of_one.clone() for name, of_one in values.named(self._names)}
             for kind, values in kinds.items()
@@ -175,6 +176,11 @@ class ResidualStore:
             raise ArgumentError(
                 "the state has residuals, which error_feedback=False would never deliver; use "
                 "error_feedback=True, or call flush() and make one step before saving"
+            )
+        if velocities and self._velocities is None:
+            raise ArgumentError(
+                "the state has velocities, which a hook without momentum would never deliver; pass "
+                "the momentum that it was saved with"
             )
         self._keeps_residuals |= bool(residuals)
         # The next step lays its buckets out anew and takes the values from here.
@@ -197,19 +203,19 @@ class ResidualStore:
 
     def rescale(self, factor: float) -> None:
         """Multiply everything: the gradients to come are that much larger."""
-        self._end_join()
+        self.end_join()
         self._residuals.rescale(factor)
         if self._velocities is not None:
             self._velocities.rescale(factor)
 
     def rescale_residual(self, parameter: torch.Tensor, factor: float) -> None:
         """Multiply the residual of one parameter, if it has one."""
-        self._end_join()
-        residual = self._residuals.of(parameter)
+        residual = self._residuals.of(parameter, self._names)
         if residual is not None:
             rescale(residual, factor)
 
-    def _end_join(self) -> None:
+    def end_join(self) -> None:
+        """Add what was left out since this rank joined to its residuals."""
         for layout in self._layouts.values():
             layout.end_join()
 

@@ -63,7 +63,11 @@ def _merged(
         "buckets": first.get("buckets", []),
         "guard_level": first.get("guard_level", 0),
         "guard_has_warned": first.get("guard_has_warned", False),
-        "learning_rates": first.get("learning_rates", []),
+        "guard_squares": first.get("guard_squares"),
+        "guard_sums": first.get("guard_sums"),
+        "rate_groups": first.get("rate_groups", []),
+        "rates": first.get("rates", []),
+        "largest_rate": first.get("largest_rate", 0.0),
         "residuals": _summed([state["residuals"] for state in mine]),
         # Residuals are delivered once, and their sum counts. Velocities go on: their mean does.
         "velocities": {name: velocity_factor * its for name, its in velocities.items()},

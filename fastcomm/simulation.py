@@ -63,6 +63,11 @@ class Simulation:
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         if not self._parameters:
             raise ArgumentError("the module has no parameters that require gradients")
+        devices = {str(parameter.device) for parameter in self._parameters} - {"cpu"}
+        if devices:
+            raise ArgumentError(
+                f"the module is on {min(devices)}; ranks are simulated on the CPU: module.cpu()"
+            )
         group = _C.SimulatedGroup(world_size)
         self.states: list[HookState] = []
         for rank in range(world_size):
@@ -81,11 +86,43 @@ class Simulation:
         sent = [state.stats.wire_bytes for state in self.states]
         return replace(self.states[0].stats, wire_bytes=round(sum(sent) / len(sent)))
 
+    def follow_learning_rate(self, optimizer: torch.optim.Optimizer) -> None:
+        """Call :meth:`HookState.follow_learning_rate` on all ranks."""
+        for state in self.states:
+            state.follow_learning_rate(optimizer)
+
+    def flush(self) -> None:
+        """Call :meth:`HookState.flush` on all ranks."""
+        for state in self.states:
+            state.flush()
+
+    def state_dicts(self) -> list[dict[str, Any]]:
+        """Return the states of all ranks, as :meth:`HookState.load_state_dict` takes them."""
+        return [state.state_dict() for state in self.states]
+
+    def load_state_dicts(self, state_dicts: list[dict[str, Any]]) -> None:
+        """Restore what any number of ranks saved, real or simulated."""
+        for state in self.states:
+            is_own = len(state_dicts) == len(self.states)
+            state.load_state_dict(
+                state_dicts[state.process_group.rank()] if is_own else state_dicts
+            )
+
     def collect(self, rank: int) -> None:
         """Take the parameters' gradients as those of a virtual rank, and set them to None.
 
-        A parameter without a gradient has one of zeros.
+        A parameter without a gradient has one of zeros. Several backward passes before it add up.
+
+        Raises:
+            ArgumentError: if there is no such rank, or it was collected in this step already.
         """
+        if not 0 <= rank < len(self.states):
+            raise ArgumentError(f"there is no rank {rank} of {len(self.states)}")
+        if self._gradients[rank] is not None:
+            raise ArgumentError(
+                f"the gradients of rank {rank} were collected already; call synchronize() when all "
+                "ranks are"
+            )
         self._gradients[rank] = [_flat_gradients(bucket) for bucket in self._buckets]
         for parameter in self._parameters:
             parameter.grad = None

@@ -15,32 +15,27 @@ _queue_callback = torch.autograd.Variable._execution_engine.queue_callback
 class Steps:
     """The step under way, and its buckets so far.
 
-    ``in_backward``: DDP calls the hook in backward passes, or for a rank that has joined; not so
+    ``is_in_backward``: DDP calls the hook in backward passes, or for a rank that has joined; not so
     where ranks are simulated.
     """
 
-    def __init__(self, in_backward: bool = True) -> None:
-        self._in_backward = in_backward
+    def __init__(self, is_in_backward: bool = True) -> None:
+        self.is_in_backward = is_in_backward
         self.number = 0  # goes on from a checkpoint
         self.num_complete = 0  # of this state
         self.is_joined = False  # whether this rank has no data in this step, under DDP's join()
         self.buckets = BucketHistory()
 
-    def begin(
-        self, when_all_buckets_came: Callable[[], None], when_over: Callable[[], None]
-    ) -> None:
-        """Note that a step begins.
+    def begin(self, when_over: Callable[[], None]) -> None:
+        """Note that a step begins; ``when_over`` is called when DDP has finished it.
 
-        ``when_all_buckets_came`` is called at the end of the backward pass, ``when_over`` when DDP
-        has finished the step; neither for a rank that has joined, nor where ranks are simulated.
+        Neither for a rank that has joined, nor where ranks are simulated.
         """
-        if not self._in_backward:
+        if not self.is_in_backward:
             return
         # With static_graph and parameters of several dtypes no bucket of the first step says that
         # it is the last one; the end of the backward pass does.
-        end_backward = functools.partial(
-            self._end_backward, self.number, when_all_buckets_came, when_over
-        )
+        end_backward = functools.partial(self._end_backward, self.number, when_over)
         try:
             _queue_callback(end_backward)
             self.is_joined = False
@@ -51,13 +46,7 @@ class Steps:
         """Note that all buckets of the step were seen."""
         self._end(self.number)
 
-    def _end_backward(
-        self,
-        number: int,
-        when_all_buckets_came: Callable[[], None],
-        when_over: Callable[[], None],
-    ) -> None:
-        when_all_buckets_came()
+    def _end_backward(self, number: int, when_over: Callable[[], None]) -> None:
         self._end(number)
         _queue_callback(when_over)  # behind DDP's own callback, which waits for the exchanges
 

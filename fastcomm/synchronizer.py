@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastcomm._arguments import check_tensor
@@ -14,8 +15,10 @@ from fastcomm.clipping import LocalClipping
 from fastcomm.codecs import Codec, Fp32
 from fastcomm.connection import Connection, connect
 from fastcomm.error_feedback import ErrorFeedback
+from fastcomm.errors import ArgumentError
 from fastcomm.policy import Policy
 from fastcomm.regrouping import Part, synchronize_parts
+from fastcomm.residuals import unwrapped
 from fastcomm.simulated_rank import SimulatedRank
 from fastcomm.stats import Counters
 from fastcomm.steps import Steps
@@ -53,7 +56,7 @@ class Synchronizer:
         settings: dict[str, str],
     ) -> None:
         self.group: Connection | None = None
-        self.steps = Steps(in_backward=not isinstance(process_group, SimulatedRank))
+        self.steps = Steps(is_in_backward=not isinstance(process_group, SimulatedRank))
         self.counters = Counters()
         self.flush_requested = False
         self._process_group = process_group
@@ -64,6 +67,7 @@ class Synchronizer:
         self._deliveries = Deliveries()
         self._is_agreed = False
         self._flushing = False
+        self._num_parameters = 0  # of the model; not known yet
 
     def connect(self) -> Connection:
         """Connect the ranks, and check that they agree, unless that was done already. Collective.
@@ -78,9 +82,24 @@ class Synchronizer:
             self._is_agreed = True
         return self.group
 
-    def attach(self, ddp_model: DistributedDataParallel) -> None:
-        """Learn how DDP deals with gradients."""
-        self._deliveries.may_keep_gradients = ddp_model.find_unused_parameters
+    def attach(self, module: nn.Module) -> None:
+        """Learn what there is to synchronize, and how DDP deals with it.
+
+        Raises:
+            ArgumentError: after the first step, if the policy goes by names.
+        """
+        if not self._feedback.residuals.has_layouts:
+            self._plan.policy.attach(unwrapped(module))
+        elif self._plan.policy.needs_names:
+            raise ArgumentError("policy: the first step is over; attach the state before it")
+        ignored: set[str] = set()
+        if isinstance(module, DistributedDataParallel):
+            self._deliveries.may_keep_gradients = module.find_unused_parameters
+            ignored = set(module.parameters_to_ignore)
+        self._num_parameters = sum(
+            parameter.requires_grad and name not in ignored
+            for name, parameter in unwrapped(module).named_parameters()
+        )
 
     def synchronize(
         self, buffer: torch.Tensor, parameters: list[torch.Tensor], is_last: bool
@@ -95,18 +114,32 @@ class Synchronizer:
         Raises:
             ArgumentError: for gradients that cannot be compressed, or if the policy needs names.
         """
+        try:
+            return self._synchronize(buffer, parameters, is_last)
+        except Exception as error:
+            self._clipping.fail(error)
+            raise
+
+    def _synchronize(
+        self, buffer: torch.Tensor, parameters: list[torch.Tensor], is_last: bool
+    ) -> torch.futures.Future[torch.Tensor]:
         group = self.connect()
         check_tensor(buffer, "the gradient bucket")
-        if self._plan.policy.needs_names:
+        if self._plan.policy.needs_names or self._clipping.is_wanted:
             self._feedback.residuals.require_names()
         if self.steps.buckets.is_between_steps and not self._clipping.is_holding:
             self._begin_step(group)
+        self._deliveries.note(buffer, parameters)
         start = self._clipping.hold if self._clipping.is_wanted else self._start
         future = start(buffer, parameters)
-        self._deliveries.note(buffer, parameters)
+        # With static_graph and parameters of several dtypes, DDP calls no bucket of its first step
+        # the last one, and waits for the first when it has handed over all.
+        if is_last or self._clipping.num_parameters == self._num_parameters > 0:
+            self._deliveries.factor = self._clipping.release(self._start, self._feedback.grad_scale)
         if is_last:
-            self._release()
             self.steps.end()
+            if not self.steps.is_in_backward:
+                self._deliveries.clear()
         return future
 
     def _start(
@@ -115,9 +148,6 @@ class Synchronizer:
         parts = self.steps.buckets.parts(parameters, self._feedback.residuals.names)
         return synchronize_parts(buffer, parameters, parts, self._exchange)
 
-    def _release(self) -> None:
-        self._clipping.release(self._start, self._feedback.grad_scale)
-
     def _exchange(self, gradients: torch.Tensor, part: Part) -> torch.futures.Future[torch.Tensor]:
         group, plan = self.connect(), self._plan
         layout = self._feedback.residuals.layout(part.parameters)
@@ -125,18 +155,25 @@ class Synchronizer:
             group.connect(gradients.device)
             group.check_agreement({"bucket": layout.describe()})
             layout.is_agreed = True
-        step, joined, momentum = self.steps.number, self.steps.is_joined, self._feedback.momentum
-        # A flush delivers what a joined rank has, too.
-        own = not joined or self._flushing
+        step, momentum = self.steps.number, self._feedback.momentum
+        has_data = not self.steps.is_joined
+        residual = self._feedback.residual_to_send(
+            layout,
+            gradients,
+            step,
+            has_data=has_data,
+            # A flush delivers what a rank without data has, too.
+            delivers_own=has_data or self._flushing,
+        )
         future = group.all_reduce(
             gradients,
-            self._feedback.residual_to_send(layout, gradients, step, own=own, joined=joined),
+            residual,
             layout.plan(self._codec_of_step, plan.algorithm, group, plan.codec_threads),
             1.0 / group.world_size,
             step,
             part.index,
             # A rank without data has no momentum to go on with.
-            velocity=None if joined else layout.velocity,
+            velocity=layout.velocity if has_data else None,
             momentum=momentum.factor,
             nesterov=momentum.nesterov,
         )
@@ -150,8 +187,7 @@ class Synchronizer:
         self._feedback.begin_step(self.steps.number, group)
         self._deliveries.clear()
         self.steps.begin(
-            self._release,
-            functools.partial(self._deliveries.take_back, self._feedback.residuals.residual_of),
+            functools.partial(self._deliveries.take_back, self._feedback.residuals.residual_of)
         )
 
     def _codec_of_step(self, codec: Codec) -> Codec:

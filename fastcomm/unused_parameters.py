@@ -19,6 +19,7 @@ class Deliveries:
 
     def __init__(self) -> None:
         self.may_keep_gradients = False  # a gradient from before the step may be left as it was
+        self.factor: torch.Tensor | None = None  # of the step's gradients, where they were clipped
         self._buckets: list[tuple[torch.Tensor, list[torch.Tensor]]] = []
 
     def clear(self) -> None:
@@ -49,7 +50,10 @@ class Deliveries:
                 if gradient is not None:
                     if _is_taken(gradient, average):
                         continue
-                    returned = returned - gradient.float()  # zero if DDP took it
+                    sent = gradient.float()
+                    if self.factor is not None:
+                        sent = sent * self.factor.to(sent.device)
+                    returned = returned - sent  # zero if DDP took it
                 # What is not finite was announced so, and left the residual as it was.
                 residual += torch.where(returned.isfinite(), returned, 0.0)
         self.clear()

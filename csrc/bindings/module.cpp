@@ -52,10 +52,9 @@ std::shared_ptr<PythonFuture> all_reduce(Communicator& communicator, const at::T
                                          uint32_t step, uint16_t bucket_index, bool caller_waits,
                                          const std::optional<at::Tensor>& velocity, float momentum,
                                          bool nesterov) {
-  return start_all_reduce(
-      {bucket, residual, velocity}, {momentum, nesterov}, std::move(plan), factor,
-      {step, bucket_index},
-      [&](Job job) { communicator.submit(std::move(job), caller_waits); });
+  return start_all_reduce({bucket, residual, velocity}, {momentum, nesterov}, std::move(plan),
+                          factor, {step, bucket_index},
+                          [&](Job job) { communicator.submit(std::move(job), caller_waits); });
 }
 
 // One rank's end of a simulated group.
@@ -67,12 +66,12 @@ struct SimulatedCommunicator {
 std::shared_ptr<PythonFuture> all_reduce_simulated(
     SimulatedCommunicator& communicator, const at::Tensor& bucket,
     const std::optional<at::Tensor>& residual, std::shared_ptr<const BucketPlan> plan, float factor,
-    uint32_t step, uint16_t bucket_index, const std::optional<at::Tensor>& velocity,
-    float momentum, bool nesterov) {
-  return start_all_reduce(
-      {bucket, residual, velocity}, {momentum, nesterov}, std::move(plan), factor,
-      {step, bucket_index},
-      [&](Job job) { communicator.group->submit(communicator.rank, std::move(job)); });
+    uint32_t step, uint16_t bucket_index, const std::optional<at::Tensor>& velocity, float momentum,
+    bool nesterov) {
+  return start_all_reduce({bucket, residual, velocity}, {momentum, nesterov}, std::move(plan),
+                          factor, {step, bucket_index}, [&](Job job) {
+                            communicator.group->submit(communicator.rank, std::move(job));
+                          });
 }
 
 std::shared_ptr<PythonFuture> all_reduce_on_stream(
@@ -278,7 +277,8 @@ PYBIND11_MODULE(_C, module) {
       .def_property_readonly(
           "future",
           [](const TensorFuture& self) { return std::make_shared<PythonFuture>(self.future); })
-      .def("succeed", [](TensorFuture& self) { self.complete(nullptr); }, NoGil())
+      .def(
+          "succeed", [](TensorFuture& self) { self.complete(nullptr); }, NoGil())
       .def("fail", &TensorFuture::fail, py::arg("error_type"), py::arg("message"), NoGil());
   module.def("failed_future", [](const std::string& type, const std::string& message) {
     return std::make_shared<PythonFuture>(failed_future(type, message));

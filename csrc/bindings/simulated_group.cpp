@@ -39,8 +39,9 @@ ExchangeRecord& SimulatedGroup::record(int rank) {
 
 void SimulatedGroup::submit(int rank, Job job) {
   record(rank);  // checks the rank
-  FASTCOMM_CHECK(job.tensors.bucket.is_cpu(), "simulated ranks have their gradients on the CPU, not on "
-                                          << job.tensors.bucket.device());
+  FASTCOMM_CHECK(
+      job.tensors.bucket.is_cpu(),
+      "simulated ranks have their gradients on the CPU, not on " << job.tensors.bucket.device());
   FASTCOMM_CHECK(!has_failed_, "an earlier exchange of this simulation failed; make a new one");
   ranks_[static_cast<size_t>(rank)]->jobs.push_back(std::move(job));
   while (std::ranges::none_of(ranks_, [](const auto& each) { return each->jobs.empty(); })) {

@@ -18,21 +18,25 @@ std::vector<std::exception_ptr> errors_of_ranks(InProcessNetwork& network, RunRa
   std::vector<std::exception_ptr> errors(static_cast<size_t>(network.world_size()));
   std::mutex mutex;
   std::vector<std::jthread> threads;
-  for (int rank = 0; rank < network.world_size(); ++rank) {
-    threads.emplace_back([&, rank] {
-      try {
-        run_rank(rank);
-      } catch (...) {
-        errors[static_cast<size_t>(rank)] = std::current_exception();
-        {
-          const std::lock_guard lock(mutex);
-          if (first_error != nullptr && *first_error == nullptr) {
-            *first_error = std::current_exception();
-          }
+  const auto run = [&](int rank) {
+    try {
+      run_rank(rank);
+    } catch (...) {
+      errors[static_cast<size_t>(rank)] = std::current_exception();
+      {
+        const std::lock_guard lock(mutex);
+        if (first_error != nullptr && *first_error == nullptr) {
+          *first_error = std::current_exception();
         }
-        network.abort();
       }
-    });
+      network.abort();
+    }
+  };
+  try {
+    for (int rank = 0; rank < network.world_size(); ++rank) threads.emplace_back(run, rank);
+  } catch (...) {
+    network.abort();  // no thread can be had: those that run would wait for the missing ones
+    throw;
   }
   threads.clear();
   return errors;

@@ -30,7 +30,9 @@ class InProcessPending final : public PendingMessage {
 
   void wait() override {
     std::unique_lock lock(network_.mutex_);
-    network_.changed_of(channel_, message_->is_send).wait(lock, [&] { return message_->done || network_.aborted_; });
+    network_.changed_of(channel_, message_->is_send).wait(lock, [&] {
+      return message_->done || network_.aborted_;
+    });
     FASTCOMM_CHECK(message_->done, "the exchange was aborted");
     FASTCOMM_CHECK(!message_->is_too_large, "a message was larger than its receive");
   }

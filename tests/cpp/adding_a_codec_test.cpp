@@ -6,10 +6,10 @@
 #include <string>
 
 #include "codecs/bucket_codec.h"
+#include "collectives/in_process_ranks.h"
 #include "collectives/schedules.h"
 #include "dense_sections.h"
 #include "doctest.h"
-#include "collectives/in_process_ranks.h"
 
 namespace fastcomm {
 namespace {
@@ -163,7 +163,7 @@ TEST_CASE("three ranks in a ring: one result, and what it lacks is in the residu
   const std::vector<Bucket> before = buckets;
 
   InProcessNetwork network(kWorldSize);
-  testing::run_ranks(network, [&](int rank) {
+  run_ranks(network, [&](int rank) {
     CodecWorkspace workspace;
     PayloadBuffers buffers;
     Measurements measurements;

@@ -8,9 +8,9 @@
 #include <vector>
 
 #include "codecs/velocity/velocity.h"
+#include "collectives/in_process_ranks.h"
 #include "collectives/schedules.h"
 #include "doctest.h"
-#include "collectives/in_process_ranks.h"
 #include "tested_codecs.h"
 #include "values.h"
 

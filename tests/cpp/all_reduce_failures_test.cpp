@@ -19,7 +19,7 @@ using testing::Values;
 template <class OfRank>
 std::vector<std::string> errors_of(int world_size, OfRank&& of_rank) {
   InProcessNetwork network(world_size);
-  const auto errors = testing::errors_of_ranks(network, [&](int rank) {
+  const auto errors = errors_of_ranks(network, [&](int rank) {
     const auto transport = network.transport(rank);
     auto [group, id] = of_rank(rank);
     const auto gradients = testing::random_gradients(group->options(), Values::kNormal, 1);
@@ -93,7 +93,7 @@ TEST_CASE("a rank that never comes: abort ends the others' wait") {
     Group group({.schedule = schedule.name, .world_size = 3, .num_elements = 2000});
     InProcessNetwork network(3);
     const auto gradients = testing::random_gradients(group.options(), Values::kNormal, 1);
-    const auto errors = testing::errors_of_ranks(network, [&](int rank) {
+    const auto errors = errors_of_ranks(network, [&](int rank) {
       if (rank == 2) throw std::runtime_error("rank 2 is gone");
       const auto transport = network.transport(rank);
       group.run_rank(rank, gradients[static_cast<size_t>(rank)], *transport, {});

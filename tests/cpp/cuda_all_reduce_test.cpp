@@ -54,7 +54,7 @@ void check_group(const GroupOptions& options, IsOnDevice&& is_on_device) {
     const auto gradients = testing::random_gradients(options, testing::Values::kNormal, step);
     expected.all_reduce(gradients);
     InProcessNetwork network(options.world_size);
-    testing::run_ranks(network, [&](int rank) {
+    run_ranks(network, [&](int rank) {
       const auto transport = network.transport(rank);
       const auto& gradient = gradients[static_cast<size_t>(rank)];
       if (is_on_device(rank)) {

@@ -64,7 +64,7 @@ std::vector<std::string> errors_of_damage(const GroupOptions& options, int damag
   Group group(options);
   const auto gradients = testing::random_gradients(group.options(), Values::kNormal, 1);
   InProcessNetwork network(kWorldSize);
-  const auto errors = testing::errors_of_ranks(network, [&](int rank) {
+  const auto errors = errors_of_ranks(network, [&](int rank) {
     const auto transport = network.transport(rank);
     DamagingTransport damaging(*transport, rank == 0 ? damaged : -1, damage);
     group.run_rank(rank, gradients[static_cast<size_t>(rank)], damaging, {});
@@ -168,7 +168,7 @@ TEST_CASE("two messages that arrive in another order are noticed by a rank that 
       Group group(options_of(schedule.name, codec));
       const auto gradients = testing::random_gradients(group.options(), Values::kNormal, 1);
       InProcessNetwork network(kWorldSize);
-      const auto errors = testing::errors_of_ranks(network, [&](int rank) {
+      const auto errors = errors_of_ranks(network, [&](int rank) {
         const auto transport = network.transport(rank);
         ReorderingTransport reordering(*transport);
         Transport& used = rank == 0 ? reordering : *transport;

@@ -4,9 +4,9 @@
 
 #include <string>
 
+#include "collectives/in_process_ranks.h"
 #include "core/check.h"
 #include "doctest.h"
-#include "collectives/in_process_ranks.h"
 
 namespace fastcomm {
 namespace {
@@ -72,7 +72,7 @@ TEST_CASE("a message that is larger than its receive is an error at both ends") 
 TEST_CASE("abort ends every wait with an error") {
   InProcessNetwork network(3);
   Bytes in[3] = {bytes_of(0), bytes_of(0), bytes_of(0)};
-  const auto errors = testing::errors_of_ranks(network, [&](int rank) {
+  const auto errors = errors_of_ranks(network, [&](int rank) {
     const auto transport = network.transport(rank);
     if (rank == 2) FASTCOMM_FAIL("rank 2 fails");
     transport->receive(2, 0, in[rank])->wait();
@@ -92,13 +92,12 @@ TEST_CASE("a message that is given up leaves its memory alone") {
 TEST_CASE("the first error of the ranks is thrown") {
   InProcessNetwork network(4);
   Bytes in[4] = {bytes_of(0), bytes_of(0), bytes_of(0), bytes_of(0)};
-  CHECK_THROWS_WITH_AS(
-      testing::run_ranks(network,
-                         [&](int rank) {
-                           if (rank == 3) FASTCOMM_FAIL("the reason");
-                           network.transport(rank)->receive(3, 0, in[rank])->wait();
-                         }),
-      doctest::Contains("the reason"), Error);
+  CHECK_THROWS_WITH_AS(run_ranks(network,
+                                 [&](int rank) {
+                                   if (rank == 3) FASTCOMM_FAIL("the reason");
+                                   network.transport(rank)->receive(3, 0, in[rank])->wait();
+                                 }),
+                       doctest::Contains("the reason"), Error);
 }
 
 TEST_CASE("a world without ranks is an error") { CHECK_THROWS_AS(InProcessNetwork(0), Error); }

@@ -35,7 +35,7 @@ std::vector<std::string> events_of_rank_0(std::string_view schedule_name) {
   constexpr int64_t kNumElements = 2 * 3 * 512;  // two ranks, three slices a segment
   std::vector<std::string> events;
   InProcessNetwork network(2);
-  testing::run_ranks(network, [&](int rank) {
+  run_ranks(network, [&](int rank) {
     auto gradient = testing::random_values(Values::kNormal, kNumElements, 1);
     std::vector<float> residual(gradient.size());
     std::vector<std::string> unused;

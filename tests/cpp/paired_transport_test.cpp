@@ -23,8 +23,8 @@ class DeviceGroup : public Group {
   // Two exchanges, one enqueued behind the other, as buckets are: the second has memory of its own.
   void all_reduce(const std::vector<std::vector<float>>& gradients) {
     InProcessNetwork network(options().world_size);
-    testing::run_ranks(
-        network, [&](int rank) { run_rank(network, rank, gradients[static_cast<size_t>(rank)]); });
+    run_ranks(network,
+              [&](int rank) { run_rank(network, rank, gradients[static_cast<size_t>(rank)]); });
     ++step_;
   }
 

@@ -89,7 +89,7 @@ void check_steps(const GroupOptions& options, int num_steps) {
       sent.emplace_back(options);
     }
     InProcessNetwork network(options.world_size);
-    testing::run_ranks(network, [&](int rank) {
+    run_ranks(network, [&](int rank) {
       const auto transport = network.transport(rank);
       const auto index = static_cast<size_t>(rank);
       group.run_rank(rank, gradients[index], *transport, {step, 5},
