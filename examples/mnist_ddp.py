@@ -67,6 +67,7 @@ class Trainer:
         self.autocast = torch.autocast(device.type, half, enabled=arguments.amp)
         scaled = arguments.amp and half is torch.float16
         self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
+        self.until: float | None = arguments.until
         self.checkpoint_every = arguments.checkpoint_every
         self.checkpoints: CheckpointFolder | None = None
         if arguments.checkpoint is not None:
@@ -113,10 +114,17 @@ class Trainer:
                     self.losses.clear()
                 if saves:
                     self._save(counted)
+                if evaluates and self._is_good_enough():
+                    break
                 dist.barrier()
                 self.meter.resume()
                 started = previous = time.perf_counter()
         return progress
+
+    def _is_good_enough(self) -> bool:
+        """Return whether to stop: all ranks have the same figures, and decide alike."""
+        accuracy = self.progress.rows[-1]["test_accuracy_percent"]
+        return self.until is not None and accuracy >= self.until
 
     def _save(self, sent: dict[str, float]) -> None:
         assert self.checkpoints is not None
@@ -230,6 +238,7 @@ def parse_arguments() -> argparse.Namespace:
         type=int,
         help="steps between tests (default: 10 tests an epoch, but 8 to 40)",
     )
+    add("--until", type=float, metavar="PERCENT", help="stop at this test accuracy")
     add("--amp", action="store_true", help="autocast: f16 with GradScaler on cuda, bf16 on cpu")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: ranks may share GPUs")
     add("--link-rate", default="unshaped", help="rate of the link, to be noted in the JSON file")

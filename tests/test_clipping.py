@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 import fastcomm
 import ranks
 from given_gradients import GivenGradients, one_matrix, random_gradients
+from test_hook_ddp_features import TwoDtypes
 from training import Recorder, backward, local_gradients, mlp, recording_hook
 
 
@@ -22,11 +23,12 @@ def clipped_average(max_norm: float, bucket_megabytes: float) -> tuple[float, in
     model = DistributedDataParallel(mlp(width=3001), bucket_cap_mb=bucket_megabytes)
     state = fastcomm.HookState("fp32", model.process_group, max_norm=max_norm)
     recorder = Recorder(state)
+    state.attach(model)
     model.register_comm_hook(recorder, recording_hook)
     worst = 0.0
     for step in range(3):
         mine = local_gradients(model, step)
-        factor = min(1.0, max_norm / math.sqrt(dist.get_world_size()) / norm_of(mine))
+        factor = min(1.0, max_norm * math.sqrt(dist.get_world_size()) / norm_of(mine))
         averaged = backward(model, step)
         for name, gradient in mine.items():
             expected = gradient * factor
@@ -50,7 +52,7 @@ def test_residuals_hold_what_was_clipped() -> None:
     of_ranks = random_gradients(model, 2)
     average = group.average(of_ranks)["weight"].double() * 2
     held = group.residual(0, "weight").double() + group.residual(1, "weight").double()
-    factors = [0.5 / math.sqrt(2) / norm_of(gradients) for gradients in of_ranks]
+    factors = [0.5 * math.sqrt(2) / norm_of(gradients) for gradients in of_ranks]
     clipped = factors[0] * of_ranks[0]["weight"] + factors[1] * of_ranks[1]["weight"]
     torch.testing.assert_close(
         average.flatten() + held, clipped.flatten().double(), rtol=1e-4, atol=1e-7
@@ -80,6 +82,26 @@ def test_norm_that_is_not_finite_clips_nothing_and_is_announced() -> None:
     assert all(group.residual(rank, "weight").isfinite().all() for rank in range(2))
 
 
+@pytest.mark.parametrize("num_ranks", [2, 8])
+def test_average_of_independent_gradients_is_clipped_to_about_the_norm(num_ranks: int) -> None:
+    model = one_matrix()
+    group = GivenGradients(model, num_ranks, "fp32", max_norm=1.0)
+    average = group.average(random_gradients(model, num_ranks))
+    assert norm_of(average) == pytest.approx(1.0, rel=0.1)
+
+
+def first_step_of_a_static_graph() -> None:
+    # DDP calls none of the buckets the last one, and waits for the first.
+    model = DistributedDataParallel(TwoDtypes(), static_graph=True)
+    fastcomm.register(model, "int8", max_norm=1.0)
+    for step in range(3):
+        assert all(g.isfinite().all() for g in backward(model, step).values())
+
+
+def test_buckets_of_a_static_graph_with_two_dtypes_do_not_wait_for_a_last_one() -> None:
+    ranks.run(2, first_step_of_a_static_graph)
+
+
 def fail_while_held() -> str:
     model = DistributedDataParallel(mlp())
     state = fastcomm.register(model, "int8", max_norm=1.0)
@@ -93,6 +115,22 @@ def fail_while_held() -> str:
 
 def test_failure_of_an_exchange_reaches_the_backward_pass() -> None:
     assert ranks.run(2, fail_while_held) == ["MismatchError", "MismatchError"]
+
+
+def fail_to_find_the_norm() -> None:
+    model = DistributedDataParallel(mlp(width=3001), bucket_cap_mb=1)
+    recorder = Recorder(fastcomm.HookState("fp32", model.process_group, max_norm=1.0))
+    recorder.state.attach(model)
+    model.register_comm_hook(recorder, recording_hook)
+    backward(model, 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.linalg, "vector_norm", None)
+        with pytest.raises(fastcomm.Error, match="NoneType"):
+            backward(model, 1)
+
+
+def test_failure_before_the_exchange_reaches_the_backward_pass() -> None:
+    ranks.run(2, fail_to_find_the_norm)
 
 
 @pytest.mark.parametrize("max_norm", [0.0, -1.0, math.inf, math.nan])

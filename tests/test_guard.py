@@ -83,6 +83,22 @@ def test_gradients_that_are_not_finite_decide_nothing() -> None:
     assert guard.level == 1
 
 
+@pytest.mark.parametrize(
+    ("codec", "expected"),
+    [
+        ("topk:0.001", ["topk:0.004", "topk:0.016", "topk:0.064"]),
+        ("sign:seed=2", ["int2:seed=2", "int4", "int8"]),
+        ("int4", ["int8", "int8", "int8"]),
+        ("fp32", ["fp32", "fp32", "fp32"]),
+    ],
+)
+def test_each_level_sends_more(codec: str, expected: list[str]) -> None:
+    guard = ResidualGuard("adapt", 10.0)
+    for name in expected:
+        guard.level += 1
+        assert str(guard.codec_at_level(fastcomm.codec(codec))) == name
+
+
 def adapt_on_real_ranks() -> int:
     model = DistributedDataParallel(mlp())
     options: dict[str, Any] = {**SPARSE, "guard": "adapt", "guard_ratio": 1.0}
@@ -98,9 +114,54 @@ def test_real_ranks_adapt_together() -> None:
     assert level == other_level > 0
 
 
+def join_while_adapting() -> int:
+    model = DistributedDataParallel(mlp())
+    state = fastcomm.register(model, **SPARSE, guard="adapt", guard_ratio=1.0)
+    with model.join():
+        for step in range(30 if dist.get_rank() else 104):
+            backward(model, step)
+    level: int = state.state_dict()["guard_level"]
+    return level
+
+
+def test_rank_without_data_decides_with_the_others() -> None:
+    level, other_level = ranks.run(2, join_while_adapting)
+    assert level == other_level > 0
+
+
+def test_flush_at_a_denser_level_delivers_everything() -> None:
+    group = GivenGradients(one_matrix(), 2, **SPARSE, guard="adapt", guard_ratio=20)
+    for _ in range(110):
+        group.average(same_gradients())
+    assert group.state(0)["guard_level"] > 0
+    held = group.residual(0, "weight").double() + group.residual(1, "weight").double()
+    group.simulation.flush()
+    zeros = [{"weight": torch.zeros(64, 64)}] * 2
+    delivered = 2 * group.average(zeros)["weight"].flatten().double()
+    torch.testing.assert_close(delivered, held, rtol=1e-5, atol=1e-6)
+    assert not group.residual(0, "weight").any()
+
+
+@pytest.mark.parametrize("steps", [50, 51])  # a watched step's norms are not, or just exchanged
+def test_a_decision_under_way_is_part_of_the_state(steps: int) -> None:
+    options: dict[str, Any] = {**SPARSE, "guard": "adapt", "guard_ratio": 10}
+    first, second = (GivenGradients(one_matrix(), 2, **options) for _ in range(2))
+    for _ in range(steps):
+        first.average(same_gradients())
+    second.simulation.load_state_dicts(first.simulation.state_dicts())
+    for group in (first, second):
+        for _ in range(3):
+            group.average(same_gradients())
+    assert second.state(0)["guard_level"] == first.state(0)["guard_level"] > 0
+
+
 @pytest.mark.parametrize(
     ("options", "what"),
-    [({"guard": "loud"}, "unknown guard 'loud'"), ({"guard_ratio": 0.0}, "guard_ratio 0")],
+    [
+        ({"guard": "loud"}, "unknown guard 'loud'"),
+        ({"guard_ratio": 0.0}, "guard_ratio 0"),
+        ({"guard": "adapt", "error_feedback": False}, "about residuals"),
+    ],
 )
 def test_settings_that_cannot_work_are_named(options: dict[str, Any], what: str) -> None:
     with pytest.raises(fastcomm.ArgumentError, match=what):

@@ -49,11 +49,16 @@ def test_sparse_updates_are_those_of_the_paper(num_ranks: int, nesterov: bool) -
     k = round(density * model.weight.numel())
     options: dict[str, Any] = {"momentum": MOMENTUM, "nesterov": nesterov, "warmup_steps": 0}
     group = GivenGradients(model, num_ranks, f"topk:{density}", algorithm="gather", **options)
+    velocity = torch.zeros(model.weight.numel())
     paper = [PaperRank(model.weight.numel(), k) for _ in range(num_ranks)]
     for step in range(20):
         of_ranks = random_gradients(model, num_ranks, step)
         found = group.average(of_ranks)["weight"].flatten()
-        if num_ranks == 1:  # which has nobody to send to, and leaves nothing out
+        if num_ranks == 1:  # which has nobody to send to, and leaves nothing out: plain momentum
+            alone = of_ranks[0]["weight"].flatten()
+            velocity = MOMENTUM * velocity + alone
+            expected = alone + MOMENTUM * velocity if nesterov else velocity
+            torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
             continue
         sent = [
             rank.send(gradients["weight"].flatten(), nesterov)
@@ -118,6 +123,32 @@ def resume_with_momentum() -> None:
 
 def test_velocities_are_part_of_the_state() -> None:
     ranks.run(2, resume_with_momentum)
+
+
+@pytest.mark.parametrize("algorithm", ["ring", "scatter_gather"])
+def test_all_that_velocities_add_up_to_is_delivered_or_held(algorithm: str) -> None:
+    model = one_matrix()
+    options: dict[str, Any] = {"momentum": MOMENTUM, "warmup_steps": 0, "algorithm": algorithm}
+    group = GivenGradients(model, 3, "topk:0.02", **options)
+    added, delivered = torch.zeros(4096).double(), torch.zeros(4096).double()
+    velocities = [torch.zeros(4096)] * 3
+    for step in range(6):
+        of_ranks = random_gradients(model, 3, step)
+        for velocity, gradients in zip(velocities, of_ranks, strict=True):
+            added += MOMENTUM * velocity.double() + gradients["weight"].flatten().double()
+        delivered += 3 * group.average(of_ranks)["weight"].flatten().double()
+        velocities = [group.state(rank)["velocities"]["weight"] for rank in range(3)]
+        assert all((velocity == 0).any() for velocity in velocities), "nothing was masked"
+    held = torch.stack([group.residual(rank, "weight").double() for rank in range(3)]).sum(0)
+    torch.testing.assert_close(delivered + held, added, rtol=1e-5, atol=1e-5)
+
+
+def test_a_state_with_velocities_needs_momentum() -> None:
+    first = GivenGradients(one_matrix(), 2, "topk:0.05", momentum=MOMENTUM)
+    first.average(random_gradients(first.model, 2))
+    second = fastcomm.Simulation(one_matrix(), 2, "topk:0.05")
+    with pytest.raises(fastcomm.ArgumentError, match="without momentum"):
+        second.load_state_dicts(first.simulation.state_dicts())
 
 
 @pytest.mark.parametrize(("before", "after"), [(4, 2), (2, 4), (2, 3)])

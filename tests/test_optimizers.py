@@ -1,5 +1,6 @@
 """The recipes of docs/choosing_a_codec.md train with all forms of PyTorch's optimizers."""
 
+import math
 from typing import Any
 
 import pytest
@@ -8,12 +9,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 import fastcomm
 import ranks
-from training import backward, loss_of, mlp
+from training import CLASSES, backward, loss_of, mlp
 
-NUM_STEPS = 40
+NUM_STEPS = 80
 FORMS: list[dict[str, Any]] = [{}, {"foreach": True}, {"fused": True}]
 OPTIMIZERS: dict[str, Any] = {
-    "SGD": {"lr": 0.1, "momentum": 0.9},
+    "SGD": {"lr": 0.05, "momentum": 0.9},
     "Adam": {"lr": 0.004},
     "AdamW": {"lr": 0.004},
 }
@@ -38,7 +39,9 @@ def final_losses(optimizer_name: str, form: dict[str, Any]) -> dict[str, float]:
             optimizer.zero_grad()
             backward(model, step)
             optimizer.step()
-        losses[codec] = float(loss_of(model, NUM_STEPS))
+        with torch.no_grad():
+            unseen = [float(loss_of(model, NUM_STEPS + i)) for i in range(8)]
+        losses[codec] = sum(unseen) / len(unseen)
     return losses
 
 
@@ -46,7 +49,8 @@ def final_losses(optimizer_name: str, form: dict[str, Any]) -> dict[str, float]:
 @pytest.mark.parametrize("optimizer_name", OPTIMIZERS)
 def test_recipes_train_as_far_as_float32(optimizer_name: str, form: dict[str, Any]) -> None:
     for losses in ranks.run(2, final_losses, optimizer_name, form):
-        assert losses["fp32"] < 1.5, "float32 does not learn this"
-        assert losses["int4"] == pytest.approx(losses["fp32"], abs=0.1)
+        learned = math.log(CLASSES) - losses["fp32"]
+        assert learned > 0.8, "float32 does not learn this"
+        assert losses["int4"] == pytest.approx(losses["fp32"], abs=0.05 * learned)
         for codec in ("sign", "topk:0.05"):
-            assert losses[codec] <= losses["fp32"] + 0.5
+            assert losses[codec] <= losses["fp32"] + 0.15 * learned

@@ -84,6 +84,13 @@ def test_what_is_spared_takes_no_more_than_its_share_of_the_bytes(
     assert found["first.bias"] == "fp32"
 
 
+def test_what_is_frozen_does_not_count() -> None:
+    model = Language(words=25)
+    for part in (model.embed, model.first, model.second):
+        part.requires_grad_(False)
+    assert codecs_of(model, "sign", None)["head.weight"] == "sign"  # all that there is to send
+
+
 @pytest.mark.parametrize(
     ("codec", "patterns"), [("int8", None), ("int4", None), ("topk:0.01", {}), ("topk:0.5", None)]
 )
@@ -188,6 +195,25 @@ def test_ranks_with_different_policies_are_told_so() -> None:
     assert first == second
     assert "policy=0.*: sign" in first
     assert "policy=0.*: int4" in first
+
+
+def attach_late() -> str:
+    model = DistributedDataParallel(mlp())
+    state = fastcomm.HookState("int8", policy={})  # the same codec for all: needs no names
+    model.register_comm_hook(state, fastcomm.compress_hook)
+    backward(model, 0)
+    state.attach(model)  # for the names in a checkpoint
+    assert conserving_step(model, state, 1) <= 1e-6
+    late = fastcomm.HookState("int8", policy={"0.*": "int4"})
+    late._residuals.layout(list(model.module.parameters()))
+    with pytest.raises(fastcomm.ArgumentError) as caught:
+        late.attach(model)
+    return str(caught.value)
+
+
+def test_names_may_come_late_for_checkpoints_but_not_for_policies() -> None:
+    for message in ranks.run(2, attach_late):
+        assert "the first step is over" in message
 
 
 def policy_without_names() -> str:

@@ -14,8 +14,7 @@ def following(
     group: GivenGradients, **options: Any
 ) -> tuple[torch.optim.SGD, torch.optim.lr_scheduler.LRScheduler]:
     optimizer = torch.optim.SGD(group.model.parameters(), lr=0.1)
-    for state in group.simulation.states:
-        state.follow_learning_rate(optimizer)
+    group.simulation.follow_learning_rate(optimizer)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, **options)
     return optimizer, scheduler
 
@@ -50,8 +49,7 @@ def test_each_parameter_group_has_its_own_rate() -> None:
     optimizer = torch.optim.SGD(
         [{"params": model["a"].parameters()}, {"params": model["b"].parameters()}], lr=0.1
     )
-    for state in group.simulation.states:
-        state.follow_learning_rate(optimizer)
+    group.simulation.follow_learning_rate(optimizer)
     group.average(random_gradients(model, 2, 0))
     group.average(random_gradients(model, 2, 1))
     before = {name: group.residual(0, f"{name}.weight") for name in "ab"}
@@ -79,14 +77,33 @@ def test_the_rate_that_residuals_are_in_units_of_is_part_of_the_state() -> None:
     group, other = (GivenGradients(one_matrix(), 2, "int4") for _ in range(2))
     following(group, step_size=1)
     group.average(random_gradients(group.model, 2))
+    group.average(random_gradients(group.model, 2))
     saved = group.state(0)
-    assert saved["learning_rates"] == [0.1]
+    assert saved["residuals"]["weight"].any()
     optimizer, _ = following(other, step_size=1)
     state = other.simulation.states[0]
     state.load_state_dict(saved)
     optimizer.param_groups[0]["lr"] = 0.2  # changed while training had stopped
     state._feedback.learning_rates.rescale(state._residuals.rescale_residual)
-    assert state.state_dict()["learning_rates"] == [0.2]
+    assert torch.equal(other.residual(0, "weight"), 0.5 * saved["residuals"]["weight"])
+
+
+def test_group_without_a_learning_rate_is_no_obstacle() -> None:
+    model = nn.ModuleDict({"a": nn.Linear(40, 40, bias=False), "b": nn.Linear(40, 40, bias=False)})
+    group = GivenGradients(model, 2, "int4")
+    groups: list[Any] = [
+        {"params": model["a"].parameters(), "lr": 0.0},
+        {"params": model["b"].parameters()},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    group.simulation.follow_learning_rate(optimizer)
+    for step in range(3):
+        group.average(random_gradients(model, 2, step))
+    before = group.residual(0, "b.weight")
+    optimizer.param_groups[1]["lr"] = 0.05
+    state = group.simulation.states[0]
+    state._feedback.learning_rates.rescale(state._residuals.rescale_residual)
+    assert torch.equal(group.residual(0, "b.weight"), 2 * before)
 
 
 def test_only_an_optimizer_can_be_followed() -> None:

@@ -138,6 +138,33 @@ def test_rank_that_was_forgotten_is_named() -> None:
         simulation.synchronize()
 
 
+def test_gradients_of_a_rank_are_collected_once() -> None:
+    model = mlp()
+    simulation = fastcomm.Simulation(model, 2)
+    simulation.collect(1)
+    with pytest.raises(fastcomm.ArgumentError, match="rank 1 were collected already"):
+        simulation.collect(1)
+    for rank in (-1, 2):
+        with pytest.raises(fastcomm.ArgumentError, match=f"no rank {rank} of 2"):
+            simulation.collect(rank)
+
+
+def test_states_go_on_with_another_number_of_ranks() -> None:
+    model = one_layer()
+    first = fastcomm.Simulation(model, 4, "int4")
+    for rank in range(4):
+        backward(model, 0, rank)
+        first.collect(rank)
+    first.synchronize()
+    second = fastcomm.Simulation(model, 2, "int4")
+    second.load_state_dicts(first.state_dicts())
+    sums = [
+        torch.stack([s["residuals"]["weight"] for s in simulation.state_dicts()]).sum(0)
+        for simulation in (first, second)
+    ]
+    torch.testing.assert_close(sums[0], sums[1])
+
+
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [((0, "int8"), "world_size 0"), ((2, "int9"), "unknown codec 'int9'")],

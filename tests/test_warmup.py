@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from torch import nn
 
 import fastcomm
 from given_gradients import GivenGradients, one_matrix, random_gradients
@@ -30,11 +31,15 @@ def test_only_codecs_that_need_it_warm_up_by_default(codec: str, steps: int) -> 
 
 
 def test_each_codec_of_a_policy_warms_up_in_its_own_time() -> None:
-    policy = {"*": "topk:0.001"}
-    state = fastcomm.Simulation(one_matrix(), 2, "int8", policy=policy).states[0]
-    assert state.warmup_steps == 100
-    sent = bytes_of_steps("int8", 2)
-    assert sent[0] == sent[1]
+    model = nn.ModuleDict({name: nn.Linear(64, 64, bias=False) for name in ("dense", "sparse")})
+    group = GivenGradients(model, 2, "int8", policy={"sparse*": "topk:0.001"})
+    assert group.simulation.states[0].warmup_steps == 100
+    first = group.wire_bytes(random_gradients(model, 2, 0))
+    for step in range(1, 100):
+        group.average(random_gradients(model, 2, step))
+    # int4 for the sparse one at first, but int8 for the other all the time: no fp32.
+    int8 = fastcomm.Int8().wire_bytes(64 * 64)
+    assert int8 < group.wire_bytes(random_gradients(model, 2, 100)) < first < 2 * int8
 
 
 def test_warm_up_goes_on_where_a_checkpoint_left_it() -> None:
