@@ -233,11 +233,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--batch-size", type=int, default=64, help="samples per rank and step (default 64)")
     add("--lr", type=float, default=0.1, help="peak learning rate (default 0.1)")
     add("--seed", type=int, default=0)
-    add(
-        "--evaluate-every",
-        type=int,
-        help="steps between tests (default: 10 tests an epoch, but 8 to 40)",
-    )
+    add("--evaluate-every", type=int, help="steps between tests (default: 8 to 40 tests in all)")
     add("--until", type=float, metavar="PERCENT", help="stop at this test accuracy")
     add("--amp", action="store_true", help="autocast: f16 with GradScaler on cuda, bf16 on cpu")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: ranks may share GPUs")

@@ -32,7 +32,7 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def arguments_of(data_root: Path, checkpoint: Path | None, **changed: Any) -> argparse.Namespace:
     given = {"codec": "topk:0.05", "algorithm": "auto", "epochs": 2, "steps": None, "lr": 0.02}
     given |= {"batch_size": BATCH_SIZE, "seed": 0, "amp": False, "evaluate_every": 100}
-    given |= {"checkpoint": checkpoint, "checkpoint_every": 3}
+    given |= {"checkpoint": checkpoint, "checkpoint_every": 3, "until": None}
     return argparse.Namespace(**(given | changed))
 
 
