@@ -132,7 +132,10 @@ TEST_CASE("what is not finite stays visible, and spoils neither velocity nor res
 }
 
 TEST_CASE("velocities without gradients decay to zero") {
-  Correction given{DType::kFloat32, testing::to_dtype(DType::kFloat32, {0.0f}), {1.0f}, {0.0f}};
+  Correction given{DType::kFloat32,
+                   testing::to_dtype(DType::kFloat32, std::vector<float>{0.0f}),
+                   {1.0f},
+                   {0.0f}};
   for (int step = 0; step < 1000; ++step) {
     accumulate_velocity(given.memory(), {0.9f, false}, nullptr);
   }
