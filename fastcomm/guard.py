@@ -33,8 +33,8 @@ class ResidualGuard:
     """Watches the ratio of the norms of residuals and gradients.
 
     Args:
-        mode: ``off``; ``warn``: a warning, once, on each rank for its own residuals; ``adapt``:
-            all ranks move to a denser codec together, and back.
+        mode: ``off``; ``warn``: rank 0 warns once, of its own residuals, which are like the others';
+            ``adapt``: all ranks move to a denser codec together, and back.
         largest_ratio: above which it is too much.
         momentum: of the hook: residuals then hold velocities, which are 1 / (1 - momentum) times as
             large as gradients.
@@ -97,12 +97,11 @@ class ResidualGuard:
                 self.level = min(self.level + 1, _MOST_LEVELS)
             elif ratio < _RELAXED_SHARE * self._largest_ratio:
                 self.level = max(self.level - 1, 0)
-        elif ratio > self._largest_ratio and not self._has_warned:
+        elif ratio > self._largest_ratio and rank == 0 and not self._has_warned:
             self._has_warned = True
             warnings.warn(
-                f"rank {rank}: the residuals are {ratio:.0f} times as large as the gradients: much "
-                "of what the codec leaves out is delivered many steps late, which may cost "
-                "accuracy; "
+                f"the residuals are {ratio:.0f} times as large as the gradients: much of what the "
+                "codec leaves out is delivered many steps late, which may cost accuracy; "
                 'use a denser codec, a longer warm-up or guard="adapt", or lower the learning rate',
                 stacklevel=2,
             )

@@ -29,11 +29,10 @@ def grow(num_steps: int, **options: Any) -> list[int]:
 
 
 def test_growing_residuals_are_warned_of_once_with_what_to_do() -> None:
-    with pytest.warns(UserWarning, match=r"rank [01]: the residuals are .* times") as caught:
+    with pytest.warns(UserWarning, match=r"the residuals are .* times as large") as caught:
         grow(160, guard_ratio=20)
-    messages = [str(warning.message) for warning in caught]
-    assert len(messages) == 2, "each rank once"
-    assert all('guard="adapt"' in message for message in messages)
+    (message,) = [str(warning.message) for warning in caught]  # of one rank, once
+    assert 'guard="adapt"' in message
 
 
 @pytest.mark.parametrize(
