@@ -33,8 +33,8 @@ class ResidualGuard:
     """Watches the ratio of the norms of residuals and gradients.
 
     Args:
-        mode: ``off``; ``warn``: rank 0 warns once, of its own residuals, which are like the others';
-            ``adapt``: all ranks move to a denser codec together, and back.
+        mode: ``off``; ``warn``: rank 0 warns once, of its own residuals, which are like those of
+            others; ``adapt``: all ranks move to a denser codec together, and back.
         largest_ratio: above which it is too much.
         momentum: of the hook: residuals then hold velocities, which are 1 / (1 - momentum) times as
             large as gradients.
