@@ -53,5 +53,8 @@ class Momentum:
                 "error_feedback=False does without; use momentum in the optimizer"
             )
 
+    def __str__(self) -> str:
+        return f"{self.factor:g}{' nesterov' if self.nesterov else ''}"
+
     def __bool__(self) -> bool:
         return self.factor > 0

@@ -69,6 +69,10 @@ def differ_in_register(option: str, values: list[Any]) -> str:
         ("min_compress_elements", [1024, 2048]),
         ("warmup_steps", [None, 10]),
         ("error_feedback", [True, False]),
+        ("momentum", [0.5, 0.9]),
+        ("max_norm", [1.0, 2.0]),
+        ("residual_decay", [1.0, 0.5]),
+        ("guard", ["warn", "adapt"]),
     ],
 )
 def test_register_with_different_settings_raises_the_same_table_on_all_ranks(
