@@ -71,11 +71,11 @@ class ErrorFeedback:
             self.residuals.rescale(scale / self.grad_scale)
         self._grad_scale = scale
 
-    def begin_step(self, step: int, group: Connection) -> None:
+    def begin_step(self, step: int, group: Connection, device: torch.device) -> None:
         """Bring the residuals up to date, and let the guard judge the step before.
 
         Where ranks decide together, it judges the one before that: their norms are exchanged while
-        a step is under way, so that nobody waits.
+        a step is under way, so that nobody waits. ``device``: where gradients are.
         """
         self.learning_rates.rescale(self.residuals.rescale_residual)
         rate_share = self.learning_rates.share_of_largest()
@@ -88,9 +88,10 @@ class ErrorFeedback:
         if self.guard.mode == "warn":
             self.guard.judge(squares, group.rank, rate_share)
             return
+        squares = squares.to(device)  # of a checkpoint, they are on the CPU
         runs: Runs = [(squares.numel(), Fp32())]
-        algorithm = group.algorithm("auto", runs, squares.device)
-        plan = bucket_plan(runs, algorithm, group.threads(1, squares.device))
+        algorithm = group.algorithm("auto", runs, device)
+        plan = bucket_plan(runs, algorithm, group.threads(1, device))
         self._squares_of_ranks = group.all_reduce(squares, None, plan, 1.0, step, _GUARD_INDEX)
 
     def residual_to_send(

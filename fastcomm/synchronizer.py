@@ -128,7 +128,7 @@ class Synchronizer:
         if self._plan.policy.needs_names or self._clipping.is_wanted:
             self._feedback.residuals.require_names()
         if self.steps.buckets.is_between_steps and not self._clipping.is_holding:
-            self._begin_step(group)
+            self._begin_step(group, buffer.device)
         self._deliveries.note(buffer, parameters)
         start = self._clipping.hold if self._clipping.is_wanted else self._start
         future = start(buffer, parameters)
@@ -181,10 +181,10 @@ class Synchronizer:
         self.counters.add(gradients, group.world_size)
         return future
 
-    def _begin_step(self, group: Connection) -> None:
+    def _begin_step(self, group: Connection, device: torch.device) -> None:
         self._flushing = self.flush_requested
         self.flush_requested = False
-        self._feedback.begin_step(self.steps.number, group)
+        self._feedback.begin_step(self.steps.number, group, device)
         self._deliveries.clear()
         self.steps.begin(
             functools.partial(self._deliveries.take_back, self._feedback.residuals.residual_of)
