@@ -55,9 +55,6 @@ class ResidualGuard:
         self._has_warned = False
         self._squares: list[torch.Tensor] = []  # of residual and gradient, of a step's buckets
 
-    def __str__(self) -> str:
-        return f"{self.mode} above {self._largest_ratio:g}"
-
     def watches(self, step: int) -> bool:
         """Return whether the norms of a step are wanted."""
         return self.mode != "off" and step % _STEPS_BETWEEN_CHECKS == _STEPS_BETWEEN_CHECKS - 1

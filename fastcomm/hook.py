@@ -142,7 +142,7 @@ class HookState:
                 "momentum": str(its_momentum),
                 "max_norm": str(max_norm),
                 "residual_decay": str(residual_decay),
-                "guard": str(self._feedback.guard),
+                "guard": f"{guard} above {guard_ratio:g}",
             },
         )
 
