@@ -104,7 +104,6 @@ class HookState:
             if isinstance(process_group, SimulatedRank)
             else require_process_group(process_group)
         )
-        self.min_compress_elements = min_compress_elements
         self.error_feedback = error_feedback
         its_momentum = Momentum(momentum, nesterov)
         its_momentum.check_error_feedback(error_feedback)
@@ -148,6 +147,11 @@ class HookState:
 
     def __reduce__(self) -> tuple[object, ...]:
         return (detached_hook_state, ())  # of a copy of the DDP model
+
+    @property
+    def min_compress_elements(self) -> int:
+        """Which parameters are too small to be compressed."""
+        return self.policy.min_compress_elements
 
     @property
     def warmup_steps(self) -> int:

@@ -58,7 +58,7 @@ class Policy:
             if patterns is None
             else {pattern: parse_codec(its) for pattern, its in patterns.items()}
         )
-        self._min_compress_elements = min_compress_elements
+        self.min_compress_elements = min_compress_elements
         self._of_parameter: dict[int, Codec] = {}  # by id, where rules 2 and 3 say something
 
     def __str__(self) -> str:
@@ -127,7 +127,7 @@ class Policy:
         return {}
 
     def _is_large(self, parameter: torch.Tensor) -> bool:
-        return parameter.dim() > 1 and parameter.numel() >= self._min_compress_elements
+        return parameter.dim() > 1 and parameter.numel() >= self.min_compress_elements
 
 
 def spared_parameters(module: nn.Module) -> list[nn.Parameter]:

@@ -136,7 +136,7 @@ def differ_in_layout() -> str:
     # As many elements, cut differently: DDP itself compares nothing but shapes of parameters.
     model = DistributedDataParallel(mlp())
     state = fastcomm.register(model, "int8")
-    state.min_compress_elements = 1024 if dist.get_rank() == 0 else 10
+    state.policy.min_compress_elements = 1024 if dist.get_rank() == 0 else 10
     return caught(fastcomm.MismatchError, lambda: backward(model, 0))
 
 
