@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 
 from fastcomm import _C
-from fastcomm.errors import ArgumentError, Error
+from fastcomm.errors import ArgumentError, described
 
 Start = Callable[[torch.Tensor, list[torch.Tensor]], torch.futures.Future[torch.Tensor]]
 
@@ -132,10 +132,3 @@ def _completion(
             result.succeed()
 
     return complete
-
-
-def described(error: Exception) -> tuple[str, str]:
-    """Return the class of fastcomm.errors that stands for an error, and the message."""
-    if isinstance(error, Error):
-        return type(error).__name__, str(error)
-    return Error.__name__, f"{type(error).__name__}: {error}"

@@ -22,3 +22,10 @@ class PeerError(Error):
 
 class PayloadError(Error):
     """A received payload is damaged, foreign, or out of step with this rank."""
+
+
+def described(error: Exception) -> tuple[str, str]:
+    """Return the name of the class above that stands for an error, and the message."""
+    if isinstance(error, Error):
+        return type(error).__name__, str(error)
+    return Error.__name__, f"{type(error).__name__}: {error}"

@@ -19,7 +19,7 @@ from fastcomm.codecs import codec as parse_codec
 from fastcomm.ddp_modes import USE_BUCKETS
 from fastcomm.detached import detached_hook_state
 from fastcomm.error_feedback import ErrorFeedback
-from fastcomm.errors import ArgumentError, Error
+from fastcomm.errors import ArgumentError, described
 from fastcomm.guard import LARGEST_RATIO, ResidualGuard
 from fastcomm.momentum import Momentum
 from fastcomm.policy import Policy
@@ -294,7 +294,5 @@ def compress_hook(state: HookState, bucket: GradBucket) -> torch.futures.Future[
         )
     try:
         return state.synchronize(bucket)
-    except Error as error:
-        return _C.failed_future(type(error).__name__, str(error))
     except Exception as error:
-        return _C.failed_future(Error.__name__, f"{type(error).__name__}: {error}")
+        return _C.failed_future(*described(error))
