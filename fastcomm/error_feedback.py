@@ -80,13 +80,13 @@ class ErrorFeedback:
         self.learning_rates.rescale(self.residuals.rescale_residual)
         rate_share = self.learning_rates.share_of_largest()
         if self._squares_of_ranks is not None:
-            self.guard.judge(self._squares_of_ranks.wait(), group.rank, rate_share)
+            self.guard.judge(self._squares_of_ranks.wait(), rate_share)
             self._squares_of_ranks = None
         squares = self.guard.take_squares()
         if squares is None:
             return
         if self.guard.mode == "warn":
-            self.guard.judge(squares, group.rank, rate_share)
+            self.guard.judge(squares, rate_share)
             return
         squares = squares.to(device)  # of a checkpoint, they are on the CPU
         runs: Runs = [(squares.numel(), Fp32())]

@@ -33,9 +33,10 @@ class ResidualGuard:
     """Watches the ratio of the norms of residuals and gradients.
 
     Args:
-        mode: ``off``; ``warn``: rank 0 warns once, of its own residuals, which are like those of
-            others; ``adapt``: all ranks move to a denser codec together, and back.
+        mode: ``off``; ``warn``: rank 0 warns once, of its own residuals, and others look at none;
+            ``adapt``: all ranks move to a denser codec together, and back.
         largest_ratio: above which it is too much.
+        rank: this one.
         momentum: of the hook: residuals then hold velocities, which are 1 / (1 - momentum) times as
             large as gradients.
 
@@ -43,12 +44,14 @@ class ResidualGuard:
         ArgumentError: for another mode, or a ratio that is not positive.
     """
 
-    def __init__(self, mode: str, largest_ratio: float, momentum: float = 0.0) -> None:
+    def __init__(
+        self, mode: str, largest_ratio: float, rank: int = 0, momentum: float = 0.0
+    ) -> None:
         if mode not in MODES:
             raise ArgumentError(f"unknown guard {mode!r}; known: {', '.join(MODES)}")
         if not largest_ratio > 0:
             raise ArgumentError(f"guard_ratio {largest_ratio:g} must be positive")
-        self.mode = mode
+        self.mode = "off" if mode == "warn" and rank != 0 else mode
         self.level = 0  # how many times denser codecs are than asked for
         self._largest_ratio = largest_ratio
         self._scale = 1 - momentum  # of residuals, to gradients
@@ -76,12 +79,11 @@ class ResidualGuard:
         self._squares.clear()
         return total
 
-    def judge(self, squares: torch.Tensor, rank: int, rate_share: float = 1.0) -> None:
+    def judge(self, squares: torch.Tensor, rate_share: float = 1.0) -> None:
         """Warn, or change the level.
 
         Args:
             squares: of the norms; in mode ``adapt`` the sums over all ranks.
-            rank: this one.
             rate_share: the learning rate, as a share of the largest so far, if residuals follow it:
                 then they grow as it falls, and no delay grows with them.
         """
@@ -94,7 +96,7 @@ class ResidualGuard:
                 self.level = min(self.level + 1, _MOST_LEVELS)
             elif ratio < _RELAXED_SHARE * self._largest_ratio:
                 self.level = max(self.level - 1, 0)
-        elif ratio > self._largest_ratio and rank == 0 and not self._has_warned:
+        elif ratio > self._largest_ratio and not self._has_warned:
             self._has_warned = True
             warnings.warn(
                 f"the residuals are {ratio:.0f} times as large as the gradients: much of what the "

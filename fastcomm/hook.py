@@ -119,11 +119,12 @@ class HookState:
             starts_empty=not (its_momentum or any(each.loses_bits for each in codecs)),
             has_velocities=bool(its_momentum),
         )
+        guard_mode = guard if error_feedback else "off"
         self._feedback = ErrorFeedback(
             self._residuals,
             its_momentum,
             residual_decay,
-            ResidualGuard(guard if error_feedback else "off", guard_ratio, momentum),
+            ResidualGuard(guard_mode, guard_ratio, self.process_group.rank(), momentum),
         )
         self._warmup = WarmUp(warmup_steps, codecs)
         self._sync = Synchronizer(
