@@ -36,13 +36,13 @@ class LocalClipping:
 
     Args:
         max_norm: of the average gradient; None: nothing is clipped, and nothing held.
-        world_size: the number of ranks.
+        world_size: returns the number of ranks.
 
     Raises:
         ArgumentError: if ``max_norm`` is not positive.
     """
 
-    def __init__(self, max_norm: float | None, world_size: int) -> None:
+    def __init__(self, max_norm: float | None, world_size: Callable[[], int]) -> None:
         if max_norm is not None and not 0 < max_norm < math.inf:
             raise ArgumentError(f"max_norm {max_norm:g} must be positive; leave it out for none")
         self._max_norm = max_norm
@@ -108,7 +108,7 @@ class LocalClipping:
 
     def _factor(self, grad_scale: float) -> torch.Tensor:
         assert self._max_norm is not None
-        limit = self._max_norm * grad_scale * math.sqrt(self._world_size)
+        limit = self._max_norm * grad_scale * math.sqrt(self._world_size())
         device = self._held[0].buffer.device
         norms = [
             torch.linalg.vector_norm(each.buffer, dtype=torch.float32).to(device)

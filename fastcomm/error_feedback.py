@@ -7,11 +7,12 @@ velocity (on the lane that runs the exchange).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-from fastcomm.codecs import Fp32
+from fastcomm.codecs import Codec, Fp32
 from fastcomm.connection import Connection
 from fastcomm.errors import ArgumentError
 from fastcomm.guard import ResidualGuard
@@ -22,6 +23,24 @@ from fastcomm.runs import Runs, bucket_plan
 
 # The bucket index of the norms that ranks exchange for the guard: no bucket's.
 _GUARD_INDEX = 0xFFFF
+
+
+def check_error_feedback(
+    is_wanted: bool,
+    codecs: Iterable[Codec],
+    momentum: Momentum,
+    residual_decay: float,
+    guard: str,
+) -> None:
+    """Raise :class:`ArgumentError` if anything asked for needs residuals, or must have none."""
+    for codec in codecs:
+        codec.check_error_feedback(is_wanted)
+    momentum.check_error_feedback(is_wanted)
+    if not is_wanted and (residual_decay < 1 or guard == "adapt"):
+        raise ArgumentError(
+            f"residual_decay={residual_decay:g} and guard={guard!r} are about residuals, which "
+            "error_feedback=False does without; leave them out"
+        )
 
 
 class ErrorFeedback:
@@ -59,12 +78,13 @@ class ErrorFeedback:
         """What gradients are multiplied by, and with them residuals and velocities."""
         return self._grad_scale or 1.0
 
-    def follow_grad_scale(self, scale: float) -> None:
+    def follow_grad_scale(self, scale: float | torch.amp.GradScaler) -> None:
         """Rescale everything to gradients that are multiplied by ``scale`` from now on.
 
         Raises:
             ArgumentError: if the scale is not positive and finite.
         """
+        scale = float(scale if isinstance(scale, (float, int)) else scale.get_scale())
         if not 0 < scale < math.inf:
             raise ArgumentError(f"the scale of the gradients is {scale}; it must be positive")
         if self._grad_scale not in (None, scale):

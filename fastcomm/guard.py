@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ class ResidualGuard:
         mode: ``off``; ``warn``: rank 0 warns once, of its own residuals, and others look at none;
             ``adapt``: all ranks move to a denser codec together, and back.
         largest_ratio: above which it is too much.
-        rank: this one.
+        rank: returns this one.
         momentum: of the hook: residuals then hold velocities, which are 1 / (1 - momentum) times as
             large as gradients.
 
@@ -45,13 +46,18 @@ class ResidualGuard:
     """
 
     def __init__(
-        self, mode: str, largest_ratio: float, rank: int = 0, momentum: float = 0.0
+        self,
+        mode: str,
+        largest_ratio: float,
+        rank: Callable[[], int] = lambda: 0,
+        momentum: float = 0.0,
     ) -> None:
         if mode not in MODES:
             raise ArgumentError(f"unknown guard {mode!r}; known: {', '.join(MODES)}")
         if not largest_ratio > 0:
             raise ArgumentError(f"guard_ratio {largest_ratio:g} must be positive")
-        self.mode = "off" if mode == "warn" and rank != 0 else mode
+        self.mode = mode
+        self._rank = rank
         self.level = 0  # how many times denser codecs are than asked for
         self._largest_ratio = largest_ratio
         self._scale = 1 - momentum  # of residuals, to gradients
@@ -60,7 +66,9 @@ class ResidualGuard:
 
     def watches(self, step: int) -> bool:
         """Return whether the norms of a step are wanted."""
-        return self.mode != "off" and step % _STEPS_BETWEEN_CHECKS == _STEPS_BETWEEN_CHECKS - 1
+        if self.mode == "off" or step % _STEPS_BETWEEN_CHECKS != _STEPS_BETWEEN_CHECKS - 1:
+            return False
+        return self.mode == "adapt" or self._rank() == 0
 
     def add(self, gradients: torch.Tensor, residual: torch.Tensor | None) -> None:
         """Take in a bucket, before it is exchanged."""

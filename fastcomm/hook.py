@@ -11,25 +11,27 @@ import torch.distributed as dist
 from torch.distributed import GradBucket  # type: ignore[attr-defined]  # torch's stubs lack it
 
 from fastcomm import _C
-from fastcomm._arguments import check_num_threads, require_process_group
+from fastcomm._arguments import check_num_threads
 from fastcomm.algorithms import check_algorithm
 from fastcomm.clipping import LocalClipping
 from fastcomm.codecs import Codec
 from fastcomm.codecs import codec as parse_codec
 from fastcomm.ddp_modes import USE_BUCKETS
 from fastcomm.detached import detached_hook_state
-from fastcomm.error_feedback import ErrorFeedback
+from fastcomm.error_feedback import ErrorFeedback, check_error_feedback
 from fastcomm.errors import ArgumentError, described
 from fastcomm.guard import LARGEST_RATIO, ResidualGuard
+from fastcomm.late_group import LateGroup
 from fastcomm.momentum import Momentum
 from fastcomm.policy import Policy
-from fastcomm.residuals import ResidualStore, unwrapped
+from fastcomm.residuals import ResidualStore
 from fastcomm.saved_states import state_to_take
 from fastcomm.simulated_rank import SimulatedBucket, SimulatedRank
 from fastcomm.stats import Stats
 from fastcomm.synchronizer import Plan, Synchronizer
 from fastcomm.trace import write_chrome_trace
 from fastcomm.warmup import WarmUp
+from fastcomm.wrapped_models import unwrapped
 
 
 class HookState:
@@ -40,13 +42,12 @@ class HookState:
 
     Args:
         codec: a codec or its name; see :func:`fastcomm.codec`.
-        process_group: the ranks that synchronize; None: the default group. Give the group that the
-            DDP model has.
+        process_group: the ranks that synchronize; None: those of the DDP model that the state is
+            attached to, else the default group when it is first used. Either may be made later.
         algorithm: ``ring``, ``gather``, ``scatter_gather`` or ``auto``.
         error_feedback: keep what compression leaves out and add it to the next step's gradient.
             False for codecs with stochastic rounding.
-        min_compress_elements: smaller parameters, and all one-dimensional ones (biases, norms), are
-            sent as float32, inside the same message.
+        min_compress_elements: smaller and one-dimensional parameters are sent as float32.
         warmup_steps: during so many steps, start dense and become sparser (top-k: density ramps
             from 1, sent as ``int4`` down to 0.12, to its target; ``int2`` and ``sign``: ``int8``,
             then ``int4``; other codecs: fp32).
@@ -70,7 +71,6 @@ class HookState:
 
     Raises:
         ArgumentError: for an argument that cannot work.
-        Error: if the process group is not initialized.
     """
 
     def __init__(
@@ -93,25 +93,14 @@ class HookState:
         self.codec = parse_codec(codec)
         self.policy = Policy(self.codec, policy, min_compress_elements)
         codecs = self.policy.codecs()
-        for each in codecs:
-            each.check_error_feedback(error_feedback)
+        its_momentum = Momentum(momentum, nesterov)
+        check_error_feedback(error_feedback, codecs, its_momentum, residual_decay, guard)
         check_num_threads(codec_threads)
         self.codec_threads = codec_threads
         check_algorithm(algorithm)
         self.algorithm = algorithm
-        self.process_group = (
-            process_group
-            if isinstance(process_group, SimulatedRank)
-            else require_process_group(process_group)
-        )
+        self._group = LateGroup(process_group)
         self.error_feedback = error_feedback
-        its_momentum = Momentum(momentum, nesterov)
-        its_momentum.check_error_feedback(error_feedback)
-        if not error_feedback and (residual_decay < 1 or guard == "adapt"):
-            raise ArgumentError(
-                f"residual_decay={residual_decay:g} and guard={guard!r} are about residuals, which "
-                "error_feedback=False does without; leave them out"
-            )
         # Residuals of fp32 are zero; only a checkpoint can bring some to be delivered.
         self._residuals = ResidualStore(
             self.policy.codec_of,
@@ -124,14 +113,14 @@ class HookState:
             self._residuals,
             its_momentum,
             residual_decay,
-            ResidualGuard(guard_mode, guard_ratio, self.process_group.rank(), momentum),
+            ResidualGuard(guard_mode, guard_ratio, self._group.rank, momentum),
         )
         self._warmup = WarmUp(warmup_steps, codecs)
         self._sync = Synchronizer(
-            self.process_group,
+            self._group,
             Plan(self.policy, self._warmup, algorithm, codec_threads),
             self._feedback,
-            LocalClipping(max_norm, self.process_group.size()),
+            LocalClipping(max_norm, self._group.size),
             settings={
                 "codec": str(self.codec),
                 "algorithm": algorithm,
@@ -144,10 +133,24 @@ class HookState:
                 "residual_decay": str(residual_decay),
                 "guard": f"{guard} above {guard_ratio:g}",
             },
+            is_in_backward=not self._group.is_simulated,
         )
 
     def __reduce__(self) -> tuple[object, ...]:
         return (detached_hook_state, ())  # of a copy of the DDP model
+
+    def __repr__(self) -> str:
+        policy = "" if self.policy.is_default else f" ({self.policy})"
+        return f"<HookState {self.codec}{policy}: {self._group}, {self.stats}>"
+
+    @property
+    def process_group(self) -> dist.ProcessGroup | SimulatedRank:
+        """The ranks that synchronize.
+
+        Raises:
+            Error: if it is the default group and there is none yet.
+        """
+        return self._group()
 
     @property
     def min_compress_elements(self) -> int:
@@ -162,10 +165,8 @@ class HookState:
     def connect(self) -> None:
         """Connect the ranks and check that they agree; does nothing if that was done already.
 
-        Collective. Happens by itself in :func:`register` or at the first synchronization.
-
-        Raises:
-            MismatchError: if the ranks use different settings.
+        Collective. Happens by itself in :func:`register` or at the first synchronization. Raises
+        :class:`MismatchError` if the ranks use different settings.
         """
         self._sync.connect()
 
@@ -175,9 +176,10 @@ class HookState:
         ``state_dict``, ``policy`` and ``max_norm`` use the names of its parameters.
 
         Raises:
-            ArgumentError: if the policy has a pattern that matches no parameter, or if there are
-                patterns and the first step is over.
+            ArgumentError: if the policy has a pattern that matches no parameter, or there are
+                patterns and the first step is over; if the DDP model has another process group.
         """
+        self._group.serve(module)
         self._residuals.attach(unwrapped(module))
         self._sync.attach(module)
 
@@ -233,8 +235,7 @@ class HookState:
         Raises:
             ArgumentError: if the scale is not positive and finite.
         """
-        value = scale if isinstance(scale, (float, int)) else scale.get_scale()
-        self._feedback.follow_grad_scale(float(value))
+        self._feedback.follow_grad_scale(scale)
 
     def state_dict(self) -> dict[str, Any]:
         """Return this rank's state: step, world size, buckets, and residuals by parameter name.

@@ -67,6 +67,11 @@ class Policy:
         return ", ".join(f"{pattern}: {codec}" for pattern, codec in self._patterns.items())
 
     @property
+    def is_default(self) -> bool:
+        """Whether no patterns were given."""
+        return self._patterns is None
+
+    @property
     def needs_names(self) -> bool:
         """Whether it cannot be used before :meth:`attach`."""
         return bool(self._patterns) and not self._of_parameter

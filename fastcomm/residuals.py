@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from fastcomm import _C
 from fastcomm.bucket_values import BucketValues, rescale, zeros
@@ -226,8 +225,3 @@ class ResidualStore:
                 "the parameters have no names yet; use fastcomm.register(ddp_model), or call "
                 "state.attach(ddp_model) once"
             )
-
-
-def unwrapped(module: nn.Module) -> nn.Module:
-    """Return the module in a DDP model, whose parameters' names have no ``module.`` before them."""
-    return module.module if isinstance(module, DistributedDataParallel) else module

@@ -8,6 +8,7 @@ the buckets that DDP has after its first step. Time is not.
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import replace
 from typing import Any
 
@@ -83,8 +84,14 @@ class Simulation:
     @property
     def stats(self) -> Stats:
         """What a rank sent so far, in the mean of all ranks; the times are of no meaning."""
-        sent = [state.stats.wire_bytes for state in self.states]
-        return replace(self.states[0].stats, wire_bytes=round(sum(sent) / len(sent)))
+        of_ranks = [state.stats for state in self.states]
+        return replace(
+            of_ranks[0],
+            wire_bytes=round(statistics.fmean(each.wire_bytes for each in of_ranks)),
+            last_step_wire_bytes=round(
+                statistics.fmean(each.last_step_wire_bytes for each in of_ranks)
+            ),
+        )
 
     def follow_learning_rate(self, optimizer: torch.optim.Optimizer) -> None:
         """Call :meth:`HookState.follow_learning_rate` on all ranks."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from fastcomm._arguments import check_tensor
+from fastcomm.announcement import NUM_STEPS_BEFORE, announce
 from fastcomm.clipping import LocalClipping
 from fastcomm.codecs import Codec, Fp32
 from fastcomm.connection import Connection, connect
@@ -18,12 +19,12 @@ from fastcomm.error_feedback import ErrorFeedback
 from fastcomm.errors import ArgumentError
 from fastcomm.policy import Policy
 from fastcomm.regrouping import Part, synchronize_parts
-from fastcomm.residuals import unwrapped
 from fastcomm.simulated_rank import SimulatedRank
 from fastcomm.stats import Counters
 from fastcomm.steps import Steps
 from fastcomm.unused_parameters import Deliveries
 from fastcomm.warmup import WarmUp
+from fastcomm.wrapped_models import ddp_in, unwrapped
 
 
 @dataclass(frozen=True)
@@ -40,23 +41,25 @@ class Synchronizer:
     """Averages the buckets of one step after the other.
 
     Args:
-        process_group: the ranks.
+        process_group: returns the ranks, which need not be there yet.
         plan: how.
         feedback: of this rank.
         clipping: of this rank's gradients.
         settings: what all ranks must have in common.
+        is_in_backward: whether buckets come from DDP's backward passes.
     """
 
     def __init__(
         self,
-        process_group: dist.ProcessGroup | SimulatedRank,
+        process_group: Callable[[], dist.ProcessGroup | SimulatedRank],
         plan: Plan,
         feedback: ErrorFeedback,
         clipping: LocalClipping,
         settings: dict[str, str],
+        is_in_backward: bool,
     ) -> None:
         self.group: Connection | None = None
-        self.steps = Steps(is_in_backward=not isinstance(process_group, SimulatedRank))
+        self.steps = Steps(is_in_backward)
         self.counters = Counters()
         self.flush_requested = False
         self._process_group = process_group
@@ -76,7 +79,7 @@ class Synchronizer:
             MismatchError: if the ranks use different settings.
         """
         if self.group is None:
-            self.group = connect(self._process_group)
+            self.group = connect(self._process_group())
         if not self._is_agreed:
             self.group.check_agreement(self._settings)
             self._is_agreed = True
@@ -93,12 +96,14 @@ class Synchronizer:
         elif self._plan.policy.needs_names:
             raise ArgumentError("policy: the first step is over; attach the state before it")
         ignored: set[str] = set()
-        if isinstance(module, DistributedDataParallel):
-            self._deliveries.may_keep_gradients = module.find_unused_parameters
-            ignored = set(module.parameters_to_ignore)
+        ddp = ddp_in(module)
+        if ddp is not None:
+            self._deliveries.may_keep_gradients = ddp.find_unused_parameters
+            ignored = set(ddp.parameters_to_ignore)
+            module = ddp.module
         self._num_parameters = sum(
             parameter.requires_grad and name not in ignored
-            for name, parameter in unwrapped(module).named_parameters()
+            for name, parameter in module.named_parameters()
         )
 
     def synchronize(
@@ -184,6 +189,15 @@ class Synchronizer:
     def _begin_step(self, group: Connection, device: torch.device) -> None:
         self._flushing = self.flush_requested
         self.flush_requested = False
+        measured = group.measurements()
+        if self.steps.num_complete == NUM_STEPS_BEFORE and group.rank == 0:
+            announce(
+                self._settings["codec"],
+                group.world_size,
+                self.counters.stats(self.steps.num_complete, measured),
+                self._plan.warmup.num_steps - self.steps.number,
+            )
+        self.counters.begin_step(measured)
         self._feedback.begin_step(self.steps.number, group, device)
         self._deliveries.clear()
         self.steps.begin(
@@ -192,7 +206,7 @@ class Synchronizer:
 
     def _codec_of_step(self, codec: Codec) -> Codec:
         # One rank has nobody to send to: nothing is worth leaving out.
-        if self._flushing or self._process_group.size() == 1:
+        if self._flushing or self._process_group().size() == 1:
             return Fp32()
         warm = self._plan.warmup.codec_at(codec, self.steps.number)
         return self._feedback.guard.codec_at_level(warm)

@@ -27,19 +27,14 @@ def caught(error: type[BaseException], function: Callable[[], object]) -> str:
 
 
 @pytest.mark.parametrize(
-    "use", [lambda: fastcomm.all_reduce(torch.ones(3)), fastcomm.HookState], ids=["reduce", "hook"]
+    "use",
+    [lambda: fastcomm.all_reduce(torch.ones(3)), lambda: fastcomm.HookState().connect()],
+    ids=["reduce", "hook"],
 )
 def test_missing_process_group_names_the_call_and_torchrun(use: Callable[[], object]) -> None:
     message = caught(fastcomm.Error, use)
     assert 'torch.distributed.init_process_group("gloo")' in message
     assert "torchrun" in message
-
-
-def test_register_refuses_a_model_that_is_not_ddp() -> None:
-    model: Any = nn.Linear(3, 3)
-    message = caught(fastcomm.ArgumentError, lambda: fastcomm.register(model))
-    assert "got Linear" in message
-    assert "DistributedDataParallel(model)" in message
 
 
 # --- ranks that disagree ----------------------------------------------------------------------

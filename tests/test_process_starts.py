@@ -1,7 +1,11 @@
-"""Ranks may be started in any way, and with PyTorch's checks of collectives switched on."""
+"""Ranks may be started in any way, in a notebook or by SLURM, and with PyTorch's checks on."""
 
 import multiprocessing
+import os
 import queue
+import socket
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -71,3 +75,80 @@ def test_all_reduce_works_where_torch_checks_collectives(tmp_path: Path) -> None
         CHECKED, tmp_path, num_ranks=3, environment={"TORCH_DISTRIBUTED_DEBUG": "DETAIL"}
     )
     assert ended.returncode == 0, ended.stderr
+
+
+# A cell of a notebook: what it defines is in no file, and ranks are forks of its process, as
+# accelerate.notebook_launcher makes them.
+CELLS = """
+import sys, torch, torch.distributed as dist, fastcomm
+from torch.nn.parallel import DistributedDataParallel
+
+def train(rank, num_ranks, store):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=num_ranks)
+    model = DistributedDataParallel(torch.nn.Linear(100, 100))
+    state = fastcomm.register(model, codec="int4")
+    model(torch.randn(8, 100)).square().mean().backward()
+    assert num_ranks == 1 or state.stats.ratio > 4
+    dist.destroy_process_group()
+
+torch.multiprocessing.start_processes(
+    train, args=(2, sys.argv[1]), nprocs=2, start_method="fork"
+)
+train(0, 1, sys.argv[2])
+train(0, 1, sys.argv[3])  # a cell is run again
+print("trained")
+"""
+
+
+def test_a_notebook_trains(tmp_path: Path) -> None:
+    stores = [str(tmp_path / f"store{index}") for index in range(3)]
+    ended = subprocess.run(
+        [sys.executable, "-", *stores],
+        input=CELLS,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (0, "trained\n"), ended.stderr
+
+
+# As srun starts a task: there is no launcher, and no RANK.
+TASK = """
+import os, torch, torch.distributed as dist, fastcomm
+from torch.nn.parallel import DistributedDataParallel
+dist.init_process_group(
+    "gloo",
+    init_method=f"tcp://{os.environ['SLURM_LAUNCH_NODE_IPADDR']}:{os.environ['PORT']}",
+    rank=int(os.environ["SLURM_PROCID"]),
+    world_size=int(os.environ["SLURM_NTASKS"]),
+)
+model = DistributedDataParallel(torch.nn.Linear(100, 100))
+state = fastcomm.register(model, codec="int4")
+model(torch.randn(8, 100)).square().mean().backward()
+assert state.stats.ratio > 4
+dist.destroy_process_group()
+"""
+
+
+def test_tasks_of_slurm_train(tmp_path: Path) -> None:
+    script = tmp_path / "task.py"
+    script.write_text(TASK)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    tasks = []
+    for rank in range(NUM_RANKS):
+        environment = {
+            "SLURM_JOB_ID": "1",
+            "SLURM_NTASKS": str(NUM_RANKS),
+            "SLURM_PROCID": str(rank),
+            "SLURM_LOCALID": str(rank),
+            "SLURM_NODEID": "0",
+            "SLURM_CPUS_PER_TASK": "1",
+            "SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1",
+            "PORT": str(port),
+        }
+        command = [sys.executable, str(script)]
+        tasks.append(subprocess.Popen(command, env={**os.environ, **environment}))
+    assert [task.wait(timeout=120) for task in tasks] == [0] * NUM_RANKS
