@@ -49,6 +49,7 @@ def wheel_files(sdist: Path) -> list[str]:
     """Build a wheel from the unpacked sdist; return the names of its files."""
     pip = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps"]
     run([*pip, "--wheel-dir", "dist", "."], sdist)
+    assert not (sdist / "build").exists()  # where a second build at the same time would be, too
     (wheel,) = (sdist / "dist").glob("fastcomm-*.whl")
     return zipfile.ZipFile(wheel).namelist()
 
@@ -64,6 +65,8 @@ def test_the_sdist_is_named_after_the_version(sdist: Path) -> None:
         "LICENSE",
         "Makefile",
         "README.md",
+        "cmake/build_backend.py",
+        "cmake/build_checks.py",
         "cmake/torch.cmake",
         "fastcomm/_C.pyi",
         "fastcomm/py.typed",
