@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from importlib import metadata
 from pathlib import Path
 
 OLDEST_PYTHON = (3, 10)
@@ -144,6 +143,8 @@ def _make() -> str:
 
 
 def _version(package: str) -> str | None:
+    from importlib import metadata  # which a Python that is too old lacks
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
