@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from fastcomm import _C
+from fastcomm.bucket_views import shaped_as
 
 _MOVED_ELEMENTS = 1 << 20
 
@@ -21,7 +22,8 @@ class BucketValues:
     """Values by parameter, laid out bucket by bucket; zero where nothing else is known."""
 
     def __init__(self) -> None:
-        self._views: dict[int, torch.Tensor] = {}  # those of a parameter, by its id
+        self._views: dict[int, torch.Tensor] = {}  # those of a parameter, flat, by its id
+        self._parameters: dict[int, torch.Tensor] = {}  # of which there are views
         self._loaded: dict[str, torch.Tensor] = {}  # from a checkpoint, not yet in a bucket
 
     def lay_out(self, parameters: list[torch.Tensor], names: Mapping[int, str]) -> torch.Tensor:
@@ -37,25 +39,35 @@ class BucketValues:
                 _move(previous, view)
             else:
                 loaded = self._loaded.pop(names.get(id(parameter), ""), None)
-                if loaded is not None:
+                if loaded is not None and loaded.shape == parameter.shape:
+                    shaped_as(parameter, view).copy_(loaded)
+                elif loaded is not None:  # a state of before 0.2: flat, in the order of memory
                     view.copy_(loaded.reshape(-1))
             self._views[id(parameter)] = view
+            self._parameters[id(parameter)] = parameter
         return values
 
     def of(self, parameter: torch.Tensor, names: Mapping[int, str]) -> torch.Tensor | None:
-        """Return the values of a parameter, of shape (num_elements,), if it has some."""
+        """Return the values of a parameter, in its shape, if it has some."""
         view = self._views.get(id(parameter))
-        return self._loaded.get(names.get(id(parameter), "")) if view is None else view
+        if view is not None:
+            return shaped_as(parameter, view)
+        return self._loaded.get(names.get(id(parameter), ""))
 
     def named(self, names: Mapping[int, str]) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield (parameter name, values of shape (num_elements,)) of every parameter seen."""
+        """Yield (parameter name, values in its shape) of every parameter seen."""
         for identity, view in self._views.items():
-            yield names[identity], view
+            yield names[identity], shaped_as(self._parameters[identity], view)
         yield from self._loaded.items()
+
+    def has_only(self, names: Mapping[int, str]) -> bool:
+        """Return whether every parameter that was seen has a name."""
+        return self._views.keys() <= names.keys()
 
     def load(self, values: dict[str, torch.Tensor]) -> None:
         """Replace all values, by parameter name, for buckets that are laid out from now on."""
         self._views.clear()
+        self._parameters.clear()
         self._loaded = {name: of_one.float().clone() for name, of_one in values.items()}
 
     def rescale(self, factor: float) -> None:

@@ -20,6 +20,7 @@ import torch
 
 from fastcomm import _C
 from fastcomm.errors import ArgumentError, described
+from fastcomm.regrouping import Names
 
 Start = Callable[[torch.Tensor, list[torch.Tensor]], torch.futures.Future[torch.Tensor]]
 
@@ -37,27 +38,19 @@ class LocalClipping:
     Args:
         max_norm: of the average gradient; None: nothing is clipped, and nothing held.
         world_size: returns the number of ranks.
+        names: returns the names of parameters.
 
     Raises:
         ArgumentError: if ``max_norm`` is not positive.
     """
 
-    def __init__(self, max_norm: float | None, world_size: Callable[[], int]) -> None:
+    def __init__(self, max_norm: float | None, world_size: Callable[[], int], names: Names) -> None:
         if max_norm is not None and not 0 < max_norm < math.inf:
             raise ArgumentError(f"max_norm {max_norm:g} must be positive; leave it out for none")
         self._max_norm = max_norm
         self._world_size = world_size
+        self._names = names
         self._held: list[_Held] = []
-
-    @property
-    def is_holding(self) -> bool:
-        """Whether buckets of a step wait."""
-        return bool(self._held)
-
-    @property
-    def num_parameters(self) -> int:
-        """How many parameters the buckets have that wait."""
-        return sum(len(each.parameters) for each in self._held)
 
     @property
     def is_wanted(self) -> bool:
@@ -110,11 +103,14 @@ class LocalClipping:
         assert self._max_norm is not None
         limit = self._max_norm * grad_scale * math.sqrt(self._world_size())
         device = self._held[0].buffer.device
-        norms = [
-            torch.linalg.vector_norm(each.buffer, dtype=torch.float32).to(device)
-            for each in self._held
-        ]
-        norm = torch.linalg.vector_norm(torch.stack(norms))
+        # By parameter, in the order of their names: the bits must not depend on which are in a
+        # bucket together, which is another thing in the first steps after a checkpoint.
+        norms: dict[str, torch.Tensor] = {}
+        for each in self._held:
+            gradients = torch.split(each.buffer, [p.numel() for p in each.parameters])
+            for name, gradient in zip(self._names(each.parameters), gradients, strict=True):
+                norms[name] = torch.linalg.vector_norm(gradient, dtype=torch.float32).to(device)
+        norm = torch.linalg.vector_norm(torch.stack([norms[name] for name in sorted(norms)]))
         # Nothing is clipped by a norm that is not finite: NaN and Inf must reach every rank.
         return torch.where(norm.isfinite(), (limit / (norm + 1e-6)).clamp(max=1.0), 1.0)
 

@@ -8,8 +8,9 @@ import torch
 import torch.distributed as dist
 
 from fastcomm import _C
+from fastcomm.codecs import Fp32
 from fastcomm.group import ConnectedGroup
-from fastcomm.runs import Runs
+from fastcomm.runs import Runs, bucket_plan
 from fastcomm.simulated_rank import SimulatedRank
 
 Event: TypeAlias = tuple[int, int, int, str, float, float, int]  # of _C.Communicator.stop_trace
@@ -43,6 +44,19 @@ class Connection(Protocol):
     def measurements(self) -> dict[str, float]: ...  # noqa: D102
     def start_trace(self) -> None: ...  # noqa: D102
     def stop_trace(self) -> list[Event]: ...  # noqa: D102
+
+
+def sum_over_ranks(
+    numbers: torch.Tensor, group: Connection, step: int, index: int
+) -> torch.futures.Future[torch.Tensor]:
+    """Start to replace a few numbers, in place, by their sums over all ranks; return their future.
+
+    ``index`` stands for the index of a bucket, and must be none's.
+    """
+    runs: Runs = [(numbers.numel(), Fp32())]
+    algorithm = group.algorithm("auto", runs, numbers.device)
+    plan = bucket_plan(runs, algorithm, group.threads(1, numbers.device))
+    return group.all_reduce(numbers, None, plan, 1.0, step, index)
 
 
 def connect(process_group: dist.ProcessGroup | SimulatedRank) -> Connection:

@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from fastcomm.codecs import Codec, Fp32
-from fastcomm.connection import Connection
+from fastcomm.codecs import Codec
+from fastcomm.connection import Connection, sum_over_ranks
 from fastcomm.errors import ArgumentError
-from fastcomm.guard import ResidualGuard
+from fastcomm.guard import ResidualGuard, pair_of
 from fastcomm.learning_rates import LearningRates
 from fastcomm.momentum import Momentum
 from fastcomm.residuals import BucketLayout, ResidualStore
-from fastcomm.runs import Runs, bucket_plan
+from fastcomm.state_checks import checksum
 
 # The bucket index of the norms that ranks exchange for the guard: no bucket's.
 _GUARD_INDEX = 0xFFFF
@@ -109,10 +109,7 @@ class ErrorFeedback:
             self.guard.judge(squares, rate_share)
             return
         squares = squares.to(device)  # of a checkpoint, they are on the CPU
-        runs: Runs = [(squares.numel(), Fp32())]
-        algorithm = group.algorithm("auto", runs, device)
-        plan = bucket_plan(runs, algorithm, group.threads(1, device))
-        self._squares_of_ranks = group.all_reduce(squares, None, plan, 1.0, step, _GUARD_INDEX)
+        self._squares_of_ranks = sum_over_ranks(squares, group, step, _GUARD_INDEX)
 
     def residual_to_send(
         self,
@@ -142,12 +139,14 @@ class ErrorFeedback:
     def state_dict(self) -> dict[str, Any]:
         """Return everything, by parameter name where it is of parameters."""
         sums = self._squares_of_ranks
+        saved = self.residuals.saved()
         return {
             "grad_scale": self._grad_scale,
             **self.learning_rates.state_dict(),
             "guard_sums": None if sums is None else sums.wait().tolist(),
             **self.guard.state_dict(),
-            **self.residuals.saved(),
+            **saved,
+            "checksum": checksum(values for named in saved.values() for values in named.values()),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -160,7 +159,7 @@ class ErrorFeedback:
         self._squares_of_ranks = None
         if state_dict["guard_sums"] is not None:
             self._squares_of_ranks = torch.futures.Future()
-            self._squares_of_ranks.set_result(torch.tensor(state_dict["guard_sums"]))
+            self._squares_of_ranks.set_result(pair_of(state_dict["guard_sums"]))
         self._grad_scale = state_dict["grad_scale"]
         self.guard.load_state_dict(state_dict)
         self.learning_rates.load_state_dict(state_dict)

@@ -132,4 +132,9 @@ class ResidualGuard:
         """Restore what :meth:`state_dict` returned."""
         self.level = state_dict["guard_level"]
         self._has_warned = state_dict["guard_has_warned"]
-        self._squares = [torch.tensor(squares) for squares in state_dict["guard_squares"] or []]
+        self._squares = [pair_of(squares) for squares in state_dict["guard_squares"] or []]
+
+
+def pair_of(numbers: list[float]) -> torch.Tensor:
+    """Return saved numbers as they were, whatever the program's default dtype and device are."""
+    return torch.tensor(numbers, dtype=torch.float32, device="cpu")

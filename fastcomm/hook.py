@@ -120,7 +120,7 @@ class HookState:
             self._group,
             Plan(self.policy, self._warmup, algorithm, codec_threads),
             self._feedback,
-            LocalClipping(max_norm, self._group.size),
+            LocalClipping(max_norm, self._group.size, self._residuals.names),
             settings={
                 "codec": str(self.codec),
                 "algorithm": algorithm,
@@ -187,11 +187,11 @@ class HookState:
         """Rescale residuals when a learning rate of ``optimizer`` changes.
 
         By a scheduler or by hand. What was left out then makes the update that it would have made
-        in time; see learning_rates.py. Changes below 1 % wait until they add up. Call it once, on
-        every rank.
+        in time; see learning_rates.py. Changes below 1 % wait until they add up. Call it once for
+        each optimizer, on every rank, in the same order.
 
         Raises:
-            ArgumentError: if it is no optimizer.
+            ArgumentError: if it is no optimizer, or has parameters of one that is followed already.
         """
         self._feedback.learning_rates.follow(optimizer)
 

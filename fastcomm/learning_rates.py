@@ -22,33 +22,42 @@ _SMALLEST_CHANGE = 0.01
 
 
 class LearningRates:
-    """The learning rates of an optimizer's parameter groups, as residuals know them."""
+    """The learning rates of optimizers' parameter groups, as residuals know them."""
 
     def __init__(self) -> None:
-        self._optimizer: torch.optim.Optimizer | None = None
-        self._known: dict[int, float] = {}  # by the index of the group
+        self._optimizers: list[torch.optim.Optimizer] = []
+        self._known: dict[int, float] = {}  # by the index of the group, over all optimizers
         self._largest = 0.0  # that the first group had
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
-        """Begin to look at an optimizer's learning rates.
+        """Begin to look at the learning rates of one more optimizer.
 
         Raises:
-            ArgumentError: if it is no optimizer.
+            ArgumentError: if it is no optimizer, or has parameters of one that is followed already.
         """
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise ArgumentError(
                 f"follow_learning_rate() takes an optimizer, got {type(optimizer).__name__}"
             )
-        self._optimizer = optimizer
+        if any(optimizer is followed for followed in self._optimizers):
+            return
+        known = {id(p) for group in self._groups() for p in group["params"]}
+        if any(id(p) in known for group in optimizer.param_groups for p in group["params"]):
+            raise ArgumentError(
+                f"follow_learning_rate() was called with a {type(optimizer).__name__} before that "
+                "has some of the same parameters; their residuals can follow one learning rate only"
+            )
+        self._optimizers.append(optimizer)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self._optimizers for group in optimizer.param_groups]
 
     def rescale(self, rescale_residual: Callable[[torch.Tensor, float], None]) -> None:
         """Call ``rescale_residual(parameter, factor)`` where the rate has changed.
 
         A rate of zero changes nothing: with it there are no updates, in whatever units.
         """
-        if self._optimizer is None:
-            return
-        for index, group in enumerate(self._optimizer.param_groups):
+        for index, group in enumerate(self._groups()):
             rate = float(group["lr"])
             if rate <= 0 or not math.isfinite(rate):
                 continue

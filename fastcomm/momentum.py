@@ -18,6 +18,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from fastcomm.errors import ArgumentError
 
 
@@ -52,6 +54,17 @@ class Momentum:
                 f"momentum={self.factor:g} is accumulated in the residuals, which "
                 "error_feedback=False does without; use momentum in the optimizer"
             )
+
+    def add(self, gradients: torch.Tensor, velocity: torch.Tensor) -> None:
+        """Add gradients of a further backward pass in the same step of the optimizer.
+
+        The velocity was multiplied by the momentum in the first pass of the step, and was sent; now
+        it takes in the gradients, and ``gradients`` become what is to be sent in addition. What a
+        sparse codec sends of them keeps its momentum: it is masked by first passes only.
+        """
+        velocity += torch.where(gradients.isfinite(), gradients, 0.0)
+        if self.nesterov:
+            gradients *= 1 + self.factor
 
     def __str__(self) -> str:
         return f"{self.factor:g}{' nesterov' if self.nesterov else ''}"

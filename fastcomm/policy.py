@@ -23,6 +23,7 @@ from torch import nn
 from fastcomm.codecs import Codec, Fp32, Int8
 from fastcomm.codecs import codec as parse_codec
 from fastcomm.errors import ArgumentError
+from fastcomm.parameter_names import named_parameters
 
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _MATRICES = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
@@ -34,7 +35,8 @@ class Policy:
     Args:
         codec: for parameters that no pattern matches.
         patterns: codecs or their names by shell pattern (``*``, ``?``, ``[…]``) of parameter names,
-            as ``module.named_parameters()`` has them; the first that matches counts.
+            as ``module.named_parameters()`` has them, without what wrappers put into
+            them (``_orig_mod.``); the first that matches counts.
         min_compress_elements: smaller parameters are sent as float32.
 
     Raises:
@@ -98,7 +100,7 @@ class Policy:
         return self._of_parameter.get(id(parameter), self._codec)
 
     def _attach_patterns(self, module: nn.Module, patterns: dict[str, Codec]) -> None:
-        parameters = dict(module.named_parameters())
+        parameters = dict(named_parameters(module))
         unused = dict.fromkeys(patterns)
         for name, parameter in parameters.items():
             for pattern in patterns:

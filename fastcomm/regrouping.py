@@ -42,11 +42,6 @@ class BucketHistory:
         self._num_steps_left = 0  # in which buckets may be regrouped
         self._has_regrouped = False  # in this step
 
-    @property
-    def is_between_steps(self) -> bool:
-        """Whether no bucket of a step was noted that is not complete."""
-        return not self._current
-
     def load(self, buckets: list[list[str]]) -> None:
         """Go on with the buckets of a checkpoint, given by the names of their parameters."""
         self._last = []

@@ -21,6 +21,8 @@ from fastcomm.bucket_values import BucketValues, rescale, zeros
 from fastcomm.codecs import Codec
 from fastcomm.connection import Connection
 from fastcomm.errors import ArgumentError
+from fastcomm.parameter_names import named_parameters
+from fastcomm.parameter_names import own_name as without_wrappers
 from fastcomm.runs import Runs, bucket_plan, merged_runs
 
 CodecOf = Callable[[Codec], Codec]  # what a step uses in place of a codec
@@ -95,12 +97,14 @@ class ResidualStore:
         self._residuals = BucketValues()
         self._velocities = BucketValues() if has_velocities else None
         self._names: dict[int, str] = {}
-        self._num_elements: dict[str, int] = {}  # of a parameter, by its name
+        self._shapes: dict[str, torch.Size] = {}  # of a parameter, by its name
 
     def layout(self, parameters: list[torch.Tensor]) -> BucketLayout:
         """Return the layout of a bucket that holds ``parameters``, making it if it is new."""
         key = tuple(map(id, parameters))
         if key not in self._layouts:
+            if self._names and not all(each in self._names for each in key):
+                raise _another_model()
             self._layouts[key] = self._make_layout(parameters)
         return self._layouts[key]
 
@@ -125,13 +129,21 @@ class ResidualStore:
         return BucketLayout(list(parameters), runs, residual, velocity)
 
     def attach(self, module: nn.Module) -> None:
-        """Learn the names of a model's parameters."""
-        for name, parameter in module.named_parameters():
+        """Learn the names of a model's parameters.
+
+        Raises:
+            ArgumentError: if this is the state of another model already.
+        """
+        named = dict(named_parameters(module))
+        ids = set(map(id, named.values()))
+        if self._names and ids.isdisjoint(self._names):
+            raise _another_model()
+        for name, parameter in named.items():
             self._names[id(parameter)] = name
-            self._num_elements[name] = parameter.numel()
+            self._shapes[name] = parameter.shape
 
     def residual_of(self, parameter: torch.Tensor) -> torch.Tensor | None:
-        """Return the residual of a parameter, of shape (num_elements,), if it has one."""
+        """Return the residual of a parameter, in its shape, if it has one."""
         return self._residuals.of(parameter, self._names)
 
     def names(self, parameters: list[torch.Tensor]) -> list[str]:
@@ -145,8 +157,9 @@ class ResidualStore:
 
     def own_name(self, name: str) -> str:
         """Return what this model calls the parameter that a wrapper of it calls ``name``."""
-        candidates = (name, name.removeprefix("module."), f"module.{name}")
-        return next((known for known in candidates if known in self._num_elements), name)
+        short = without_wrappers(name)
+        candidates = (name, short, short.removeprefix("module."), f"module.{short}")
+        return next((known for known in candidates if known in self._shapes), name)
 
     def saved(self) -> dict[str, dict[str, torch.Tensor]]:
         """Return copies of the residuals, and of velocities if there are, by parameter name."""
@@ -155,6 +168,8 @@ class ResidualStore:
             kinds["velocities"] = self._velocities
         if self._layouts:
             self.require_names()
+        if not all(values.has_only(self._names) for values in kinds.values()):
+            raise _another_model()
         self.end_join()
         return {
             kind: {name: of_one.clone() for name, of_one in values.named(self._names)}
@@ -165,8 +180,9 @@ class ResidualStore:
         """Replace everything; parameters that are not mentioned start from zero.
 
         Raises:
-            ArgumentError: if there are values of other sizes than their parameters', if the
+            ArgumentError: if there are values of other shapes than their parameters', if the
                 parameters have no names, or if there is no error feedback to deliver residuals.
+                Nothing has changed then.
         """
         self.require_names()
         residuals = self._checked("residual", residuals)
@@ -191,12 +207,16 @@ class ResidualStore:
     def _checked(self, what: str, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         checked = {self.own_name(name): of_one for name, of_one in values.items()}
         for name, of_one in checked.items():
-            expected = self._num_elements.get(name)
-            if of_one.numel() != expected:
+            expected = self._shapes.get(name)
+            # States of before 0.2 are flat.
+            if expected is None or of_one.shape not in (expected, (expected.numel(),)):
+                its = "no counterpart in this model"
+                if expected is not None:
+                    its = f"{expected.numel()} of shape {tuple(expected)}"
                 raise ArgumentError(
-                    f"the {what} of {name!r} has {of_one.numel()} elements, its parameter has "
-                    f"{expected if expected is not None else 'no counterpart in this model'}; "
-                    "load a checkpoint of the same model"
+                    f"the {what} of {name!r} has {of_one.numel()} elements of shape "
+                    f"{tuple(of_one.shape)}, its parameter has {its}; load a checkpoint of the "
+                    "same model"
                 )
         return checked
 
@@ -225,3 +245,10 @@ class ResidualStore:
                 "the parameters have no names yet; use fastcomm.register(ddp_model), or call "
                 "state.attach(ddp_model) once"
             )
+
+
+def _another_model() -> ArgumentError:
+    return ArgumentError(
+        "the state is of another model already, whose residuals it holds; make a HookState for "
+        "each DistributedDataParallel model"
+    )

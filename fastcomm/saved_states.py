@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from fastcomm.errors import ArgumentError
+from fastcomm.state_checks import check_state, check_states
 
 
 def state_to_take(
-    saved: dict[str, Any] | Sequence[dict[str, Any]], rank: int, world_size: int
+    saved: Mapping[str, Any] | Sequence[Mapping[str, Any]], rank: int, world_size: int
 ) -> dict[str, Any]:
     """Return the state with which one of ``world_size`` ranks goes on.
 
@@ -21,10 +22,12 @@ def state_to_take(
         world_size: how many ranks go on.
 
     Raises:
-        ArgumentError: if a single state is not that of this rank, of as many ranks, or if states
-            are missing in a list.
+        ArgumentError: if a single state is not that of this rank, of as many ranks, if states
+            are missing in a list, or for what :func:`check_states` refuses.
     """
-    if isinstance(saved, dict):
+    if not isinstance(saved, (list, tuple)):
+        check_state(saved)
+        assert isinstance(saved, Mapping)
         if saved["world_size"] != world_size:
             raise ArgumentError(
                 f"the state was saved by {saved['world_size']} ranks, now there are "
@@ -34,9 +37,13 @@ def state_to_take(
             raise ArgumentError(
                 f"the state was saved by rank {saved['rank']}, this is rank {rank}, whose state "
                 "differs; save one for each rank (with torch.distributed.checkpoint: use "
-                "fastcomm.sharded_state_dict), or pass the list of the states of all ranks"
+                "fastcomm.sharded_state_dict; what Accelerate and Lightning save on rank 0 is not "
+                "enough), or pass the list of the states of all ranks"
             )
         return _merged([saved], saved, 1.0)
+    check_states(saved)
+    if all("rank" in state for state in saved):
+        saved = sorted(saved, key=lambda state: int(state["rank"]))
     if saved[0]["world_size"] != len(saved):
         raise ArgumentError(
             f"{saved[0]['world_size']} ranks saved a state, here are {len(saved)}; residuals of "
@@ -52,7 +59,7 @@ def ranks_to_take(num_saved: int, rank: int, world_size: int) -> range:
 
 
 def _merged(
-    mine: Sequence[dict[str, Any]], first: dict[str, Any], velocity_factor: float
+    mine: Sequence[Mapping[str, Any]], first: Mapping[str, Any], velocity_factor: float
 ) -> dict[str, Any]:
     # What all ranks have in common comes from the first: there may be nothing for this rank.
     velocities = _summed([state.get("velocities", {}) for state in mine])

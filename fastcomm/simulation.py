@@ -170,7 +170,7 @@ class Simulation:
 def _flat_gradients(parameters: list[torch.Tensor]) -> torch.Tensor:
     """Return a bucket with the parameters' gradients, as DDP lays them out."""
     sizes = [parameter.numel() for parameter in parameters]
-    buffer = torch.zeros(sum(sizes), dtype=parameters[0].dtype)
+    buffer = torch.zeros(sum(sizes), dtype=parameters[0].dtype, device="cpu")
     for parameter, part in zip(parameters, torch.split(buffer, sizes), strict=True):
         if parameter.grad is not None:
             shaped_as(parameter, part).copy_(parameter.grad)

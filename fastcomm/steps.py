@@ -1,4 +1,9 @@
-"""When a step begins and ends, which the hook has to find out: DDP calls it for buckets only."""
+"""When a step begins and ends, which the hook has to find out: DDP calls it for buckets only.
+
+A step is one outermost backward pass. Backward passes inside of it (of activation checkpointing
+that runs the engine again) are parts of it: what counts is which buckets there were, not which pass
+of the engine they came from.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +15,7 @@ import torch
 from fastcomm.regrouping import BucketHistory
 
 _queue_callback = torch.autograd.Variable._execution_engine.queue_callback
+_NO_BACKWARD_PASS = -1
 
 
 class Steps:
@@ -23,35 +29,27 @@ class Steps:
         self.is_in_backward = is_in_backward
         self.number = 0  # goes on from a checkpoint
         self.num_complete = 0  # of this state
+        self.is_under_way = False
         self.is_joined = False  # whether this rank has no data in this step, under DDP's join()
         self.buckets = BucketHistory()
 
-    def begin(self, when_over: Callable[[], None]) -> None:
-        """Note that a step begins; ``when_over`` is called when DDP has finished it.
+    def begin(self) -> None:
+        """Note that a step begins."""
+        self.is_under_way = True
+        in_pass = torch._C._current_graph_task_id() != _NO_BACKWARD_PASS
+        self.is_joined = self.is_in_backward and not in_pass
 
-        Neither for a rank that has joined, nor where ranks are simulated.
+    def end(self, when_over: Callable[[], None]) -> None:
+        """Note that all buckets of the step were seen.
+
+        ``when_over`` is called when DDP has taken the averages out of its buckets; never for a rank
+        that has joined, nor where ranks are simulated.
         """
-        if not self.is_in_backward:
-            return
-        # With static_graph and parameters of several dtypes no bucket of the first step says that
-        # it is the last one; the end of the backward pass does.
-        end_backward = functools.partial(self._end_backward, self.number, when_over)
-        try:
-            _queue_callback(end_backward)
-            self.is_joined = False
-        except RuntimeError:  # Not in a backward pass: DDP's join().
-            self.is_joined = True
-
-    def end(self) -> None:
-        """Note that all buckets of the step were seen."""
-        self._end(self.number)
-
-    def _end_backward(self, number: int, when_over: Callable[[], None]) -> None:
-        self._end(number)
-        _queue_callback(when_over)  # behind DDP's own callback, which waits for the exchanges
-
-    def _end(self, number: int) -> None:
-        if self.number == number:
-            self.number += 1
-            self.num_complete += 1
-            self.buckets.end_step()
+        self.is_under_way = False
+        self.number += 1
+        self.num_complete += 1
+        self.buckets.end_step()
+        if self.is_in_backward and not self.is_joined:
+            # DDP is about to queue its own callback, which waits for the exchanges, in this pass of
+            # the engine. What a callback queues comes behind that.
+            _queue_callback(functools.partial(_queue_callback, when_over))

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from fastcomm._arguments import check_tensor
+from fastcomm.accumulation import Accumulation, put_back
 from fastcomm.announcement import NUM_STEPS_BEFORE, announce
 from fastcomm.clipping import LocalClipping
 from fastcomm.codecs import Codec, Fp32
-from fastcomm.connection import Connection, connect
+from fastcomm.connection import Connection, connect, sum_over_ranks
 from fastcomm.error_feedback import ErrorFeedback
 from fastcomm.errors import ArgumentError
 from fastcomm.policy import Policy
@@ -25,6 +28,9 @@ from fastcomm.steps import Steps
 from fastcomm.unused_parameters import Deliveries
 from fastcomm.warmup import WarmUp
 from fastcomm.wrapped_models import ddp_in, unwrapped
+
+# The bucket index of the count of ranks that have data: no bucket's.
+_COUNT_INDEX = 0xFFFE
 
 
 @dataclass(frozen=True)
@@ -67,9 +73,14 @@ class Synchronizer:
         self._feedback = feedback
         self._clipping = clipping
         self._settings = settings
-        self._deliveries = Deliveries()
+        self._accumulation = Accumulation()
+        self._deliveries = Deliveries(lambda: process_group().size(), self._accumulation.is_adding)
+        self._needs_new_gradients = is_in_backward and (
+            bool(feedback.momentum) or clipping.is_wanted
+        )
         self._is_agreed = False
         self._flushing = False
+        self._ddp: weakref.ref[DistributedDataParallel] | None = None  # not known yet
         self._num_parameters = 0  # of the model; not known yet
 
     def connect(self) -> Connection:
@@ -98,6 +109,7 @@ class Synchronizer:
         ignored: set[str] = set()
         ddp = ddp_in(module)
         if ddp is not None:
+            self._ddp = weakref.ref(ddp)
             self._deliveries.may_keep_gradients = ddp.find_unused_parameters
             ignored = set(ddp.parameters_to_ignore)
             module = ddp.module
@@ -132,20 +144,29 @@ class Synchronizer:
         check_tensor(buffer, "the gradient bucket")
         if self._plan.policy.needs_names or self._clipping.is_wanted:
             self._feedback.residuals.require_names()
-        if self.steps.buckets.is_between_steps and not self._clipping.is_holding:
+        if self.steps.is_under_way and self._deliveries.has_any_of(parameters):
+            self._end_step()  # the one before, whose backward pass was given up, or had no last one
+        if not self.steps.is_under_way:
             self._begin_step(group, buffer.device)
         self._deliveries.note(buffer, parameters)
+        delivered = None
+        if self._needs_new_gradients and not self.steps.is_joined:
+            delivered = self._accumulation.take_out(buffer, parameters)
         start = self._clipping.hold if self._clipping.is_wanted else self._start
         future = start(buffer, parameters)
+        if delivered is not None:
+            future = put_back(future, buffer, delivered)
+        if is_last or self._is_complete():
+            self._deliveries.factor = self._clipping.release(self._start, self._feedback.grad_scale)
+            self._end_step()
+        return future
+
+    def _is_complete(self) -> bool:
         # With static_graph and parameters of several dtypes, DDP calls no bucket of its first step
         # the last one, and waits for the first when it has handed over all.
-        if is_last or self._clipping.num_parameters == self._num_parameters > 0:
-            self._deliveries.factor = self._clipping.release(self._start, self._feedback.grad_scale)
-        if is_last:
-            self.steps.end()
-            if not self.steps.is_in_backward:
-                self._deliveries.clear()
-        return future
+        ddp = self._ddp() if self._ddp is not None else None
+        is_static = ddp is not None and ddp.static_graph
+        return is_static and self._deliveries.num_parameters == self._num_parameters
 
     def _start(
         self, buffer: torch.Tensor, parameters: list[torch.Tensor]
@@ -170,6 +191,11 @@ class Synchronizer:
             # A flush delivers what a rank without data has, too.
             delivers_own=has_data or self._flushing,
         )
+        # A rank without data has no momentum to go on with.
+        velocity = layout.velocity if has_data else None
+        if velocity is not None and self._accumulation.is_adding(part.parameters):
+            momentum.add(gradients, velocity)
+            velocity = None
         future = group.all_reduce(
             gradients,
             residual,
@@ -177,8 +203,7 @@ class Synchronizer:
             1.0 / group.world_size,
             step,
             part.index,
-            # A rank without data has no momentum to go on with.
-            velocity=layout.velocity if has_data else None,
+            velocity=velocity,
             momentum=momentum.factor,
             nesterov=momentum.nesterov,
         )
@@ -200,9 +225,28 @@ class Synchronizer:
         self.counters.begin_step(measured)
         self._feedback.begin_step(self.steps.number, group, device)
         self._deliveries.clear()
-        self.steps.begin(
-            functools.partial(self._deliveries.take_back, self._feedback.residuals.residual_of)
-        )
+        self._accumulation.begin_step()
+        self.steps.begin()
+        self._deliveries.num_givers = self._count_ranks_with_data(group, device)
+
+    def _end_step(self) -> None:
+        residual_of = self._feedback.residuals.residual_of
+        self.steps.end(functools.partial(self._deliveries.take_back, residual_of))
+        if not self.steps.is_in_backward:
+            self._deliveries.clear()
+
+    def _count_ranks_with_data(
+        self, group: Connection, device: torch.device
+    ) -> torch.futures.Future[torch.Tensor] | None:
+        """Begin to count the ranks that have not joined, where there may be others."""
+        ddp = self._ddp() if self._ddp is not None else None
+        if ddp is None or not ddp.find_unused_parameters or not ddp._join_config.enable:
+            return None
+        if self.steps.is_joined:
+            # DDP sums over the ranks what each has used, and has its last sum in this one's place.
+            ddp.reducer._get_local_used_map().zero_()
+        has_data = torch.full((1,), float(not self.steps.is_joined), device=device)
+        return sum_over_ranks(has_data, group, self.steps.number, _COUNT_INDEX)
 
     def _codec_of_step(self, codec: Codec) -> Codec:
         # One rank has nobody to send to: nothing is worth leaving out.

@@ -40,7 +40,7 @@ class GivenGradients:
     def residual(self, rank: int, name: str) -> torch.Tensor:
         """Return the residual of a parameter on a rank, of shape (num_elements,)."""
         found: torch.Tensor = self.state(rank)["residuals"][name]
-        return found
+        return found.reshape(-1)
 
     def wire_bytes(self, of_ranks: Sequence[Gradients]) -> int:
         """Return the bytes that rank 0 sends to average these gradients."""

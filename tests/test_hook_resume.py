@@ -116,6 +116,8 @@ def stop_and_resume(
         (2, {"codec": "topk:0.01", "warmup_steps": 6}),
         (2, {"codec": "int4", "warmup_steps": 5}),
         (2, {"codec": "fp32"}),
+        (2, {"codec": "int4", "max_norm": 0.2}),
+        (2, {"codec": "topk:0.05", "momentum": 0.5, "guard": "adapt"}),
         (3, {"codec": "int8"}),
         (3, {"codec": "int4:stochastic", "error_feedback": False}),
         (3, {"codec": "topk:0.05", "algorithm": "scatter_gather"}),

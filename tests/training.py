@@ -71,7 +71,7 @@ def local_gradients(model: DistributedDataParallel, step: int) -> dict[str, torc
 def residuals(state: fastcomm.HookState) -> dict[str, torch.Tensor]:
     """Return this rank's residuals by parameter name."""
     found: dict[str, torch.Tensor] = state.state_dict()["residuals"]
-    return found
+    return {name: residual.reshape(-1) for name, residual in found.items()}
 
 
 def conserving_step(model: DistributedDataParallel, state: fastcomm.HookState, step: int) -> float:
