@@ -164,7 +164,3 @@ def main() -> None:
         arguments.json.write_text(json.dumps([{**asdict(row), **about} for row in rows], indent=1))
     if not all(row.correct for row in rows):
         sys.exit("wrong results: see the rows that are not correct")
-
-
-if __name__ == "__main__":
-    main()
