@@ -6,6 +6,7 @@ import contextlib
 import fnmatch
 import importlib.util
 import io
+import os
 import re
 import subprocess
 import sys
@@ -129,16 +130,30 @@ def _check_make(words: list[str]) -> None:
     makefile = (ROOT / "Makefile").read_text()
     for name in [word.partition("=")[0] for word in words if "=" in word]:
         require(re.search(rf"^{name} \?=", makefile, re.MULTILINE), f"make has no {name}=")
-    command = ["make", "--dry-run", "--no-print-directory", *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    for target in [word for word in words if "=" not in word]:
+        # To make, a target that is only listed as .PHONY is one with nothing to do.
+        rule = re.search(rf"^(?:[\w-]+ )*{target}(?: [\w-]+)*:", makefile, re.MULTILINE)
+        require(rule, f"the Makefile has no rule for {target}")
+    done = _dry_run(words)
     require(done.returncode == 0, f"make {' '.join(words)}: {done.stderr}")
+
+
+def _dry_run(words: list[str]) -> subprocess.CompletedProcess[str]:
+    # Without what a make that runs the tests was given.
+    environment = {name: value for name, value in os.environ.items() if name != "MAKEFLAGS"}
+    return subprocess.run(
+        ["make", "--dry-run", "--no-print-directory", *words],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def scripts_of_make(target: str) -> list[list[str]]:
     """Return the scripts that a target runs, with their arguments."""
-    command = ["make", "--dry-run", "--always-make", "--no-print-directory", target]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    lines = done.stdout.replace("\\\n", " ").splitlines()
+    lines = _dry_run(["--always-make", target]).stdout.replace("\\\n", " ").splitlines()
     return [line.split()[1:] for line in lines if re.match(r"\S*python \S+\.py", line)]
 
 

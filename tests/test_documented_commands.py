@@ -102,6 +102,11 @@ def test_the_scripts_of_a_target_take_their_arguments(target: str) -> None:
         check_words(["python", *words])
 
 
+def test_the_recipes_of_make_are_read() -> None:
+    assert ["bench/ddp.py", "--quick"] in scripts_of_make("bench")
+    assert scripts_of_make("demo")[0][:2] == ["examples/mnist_ddp.py", "--compare"]
+
+
 def test_the_help_of_make_names_its_variables() -> None:
     makefile = (ROOT / "Makefile").read_text()
     named = re.findall(r"\b([A-Z_]+)=(?=[ ;\n])", "\n".join(re.findall(r"## (.*\n)", makefile)))
