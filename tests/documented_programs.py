@@ -174,7 +174,8 @@ def _check_pytest(words: list[str]) -> None:
         [*command, *words], cwd=ROOT, capture_output=True, text=True, check=False, timeout=200
     )
     require(
-        done.returncode == 0, f"pytest {' '.join(words)} collects nothing: {done.stdout[-500:]}"
+        done.returncode == 0,
+        f"pytest {' '.join(words)} collects nothing: {(done.stdout + done.stderr)[-500:]}",
     )
 
 
