@@ -22,17 +22,21 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import matplotlib.style
+from demo_extra import demo_imports
 
-from accuracy_arguments import jobs_of, parse_arguments
-from accuracy_jobs import Results, run_jobs
-from accuracy_tables import print_accuracy
-from plot import draw
+with demo_imports():
+    import matplotlib.style
+
+    from accuracy_arguments import jobs_of, parse_arguments, prepare
+    from accuracy_jobs import Results, run_jobs
+    from accuracy_tables import print_accuracy
+    from plot import draw
 
 
 def main() -> None:
     """Run what the command line asks for."""
-    arguments = parse_arguments(__doc__, sys.argv[1:])
+    arguments = parse_arguments(__doc__)
+    prepare(arguments)
     results = Results(arguments.json, arguments.resume)
     is_sweep = arguments.lr_sweep is not None
     failed = run_jobs(jobs_of(arguments), results, arguments.jobs, arguments.data_root, is_sweep)
@@ -45,4 +49,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with demo_imports():  # of packages that only some tasks need
+        main()

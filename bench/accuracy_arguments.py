@@ -6,6 +6,7 @@ import argparse
 import itertools
 import os
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -39,7 +40,7 @@ def parse_codecs(text: str) -> list[str]:
 
 
 def check_codecs(codecs: Sequence[str], model: torch.nn.Module) -> None:
-    """Find out now, not after hours of other runs, whether the hook takes the codecs.
+    """Find out whether the hook takes the codecs.
 
     Raises:
         ArgumentTypeError: if it does not, for this model.
@@ -90,8 +91,11 @@ def _at_least(least: int) -> Callable[[str], int]:
     return parse
 
 
-def parse_arguments(description: str | None, given: list[str]) -> argparse.Namespace:
-    """Read the command line, and find MNIST if it is needed."""
+def parse_arguments(
+    description: str | None = None, given: list[str] | None = None
+) -> argparse.Namespace:
+    """Read the command line: that of the process, unless another is given."""
+    given = sys.argv[1:] if given is None else given
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -134,18 +138,26 @@ def parse_arguments(description: str | None, given: list[str]) -> argparse.Names
         parser.error(str(error))
     if with_momentum and "adamw" in arguments.optimizer:
         parser.error(f"{with_momentum[0]}: momentum in the hook is for --optimizer sgd")
+    return arguments
+
+
+def prepare(arguments: argparse.Namespace) -> None:
+    """Find MNIST if it is needed; refuse now what would fail after hours of other runs.
+
+    Raises:
+        SystemExit: if a file is in the way, or missing, or a codec does not fit a task's model.
+    """
     if arguments.json is not None and arguments.json.exists() and not arguments.resume:
-        parser.error(f"{arguments.json} exists: continue it with --resume, or remove it")
+        sys.exit(f"{arguments.json} exists: continue it with --resume, or remove it")
     if "mnist" in arguments.task:
         arguments.data_root = (arguments.data_root or default_folder()).resolve()
         if not find_mnist(arguments.data_root) and not prepare_mnist(arguments.data_root):
-            parser.error(f"there is no MNIST in {arguments.data_root}; see --data-root, --task")
+            sys.exit(f"there is no MNIST in {arguments.data_root}; see --data-root, --task")
     for task in arguments.task:
         try:
             check_codecs(arguments.codec, load_task(task, arguments.data_root).build_model())
         except argparse.ArgumentTypeError as error:
-            parser.error(f"{task}: {error}")
-    return arguments
+            sys.exit(f"{task}: {error}")
 
 
 def jobs_of(arguments: argparse.Namespace) -> list[Job]:

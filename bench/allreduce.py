@@ -16,13 +16,18 @@ import re
 from pathlib import Path
 from typing import Any
 
-import allreduce_ranks
-from allreduce_tables import print_crash, print_scaling, print_table
-from launch import Loopback, RanksFailedError, is_rank, network, parse_rates, run_ranks
-from measure import facts
-from methods import FRAGILE, PEER_GROUPS, PEERS
-from shaped_link import ShapedLink
-from tables import note
+from demo_extra import demo_imports
+
+with demo_imports():
+    import allreduce_ranks
+    import fastcomm
+    from allreduce_tables import print_crash, print_scaling, print_table
+    from fastcomm import _C
+    from launch import Loopback, RanksFailedError, is_rank, network, parse_rates, run_ranks
+    from measure import facts
+    from methods import FRAGILE, PEER_GROUPS, PEERS
+    from shaped_link import ShapedLink
+    from tables import note
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
@@ -49,6 +54,16 @@ def parse_sizes(text: str) -> list[int]:
             sizes.append(size)
             size *= 4
     return sizes
+
+
+def parse_codecs(text: str) -> list[str]:
+    """Return the codecs of a list, all of which exist."""
+    for name in text.split(","):
+        try:
+            fastcomm.codec(name)
+        except fastcomm.Error as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+    return text.split(",")
 
 
 def parse_peers(text: str) -> list[str]:
@@ -165,16 +180,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--sizes", type=parse_sizes, default=parse_sizes("64K:256M"), help="e.g. 64K:256M or 1K,1M"
     )
-    parser.add_argument(
-        "--codec", type=lambda t: t.split(","), default=["fp32", "int8", "int4", "topk:0.01"]
-    )
+    parser.add_argument("--codec", type=parse_codecs, default="fp32,int8,int4,topk:0.01")
     parser.add_argument(
         "--peers",
         type=parse_peers,
         default=parse_peers("gloo,fp16,bf16,powersgd"),
         help=f"all, none or some of {', '.join([*PEERS, *PEER_GROUPS])}",
     )
-    parser.add_argument("--algorithm", default="auto", help="of fastcomm")
+    parser.add_argument(
+        "--algorithm", choices=["auto", *_C.algorithm_names()], default="auto", help="of fastcomm"
+    )
     parser.add_argument(
         "--seconds", type=float, default=10, help="of measuring, for each size and group of methods"
     )

@@ -4,7 +4,12 @@ Nothing else is here: a module of this name, if it were imported, would hide Pyt
 """
 # ruff: noqa: A005
 
-from codec_benchmark import main
+from demo_extra import demo_imports
+
+with demo_imports():
+    from codec_benchmark import main, parse_arguments
+
+__all__ = ["main", "parse_arguments"]
 
 if __name__ == "__main__":
     main()

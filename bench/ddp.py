@@ -29,23 +29,26 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch.distributed as dist
+from demo_extra import demo_imports
 
-from ddp_arguments import Settings, parse_arguments, settings_of
-from ddp_models import model_shapes
-from ddp_ranks import measure
-from ddp_results import (
-    DdpRow,
-    MemoryRow,
-    is_wrong,
-    print_memory,
-    print_steps,
-    print_when_it_pays,
-)
-from launch import Loopback, RanksFailedError, is_rank, network, run_ranks
-from measure import facts
-from methods import FRAGILE, PEERS
-from shaped_link import ShapedLink
+with demo_imports():
+    import torch.distributed as dist
+
+    from ddp_arguments import Settings, choose_rates, parse_arguments, settings_of
+    from ddp_models import model_shapes
+    from ddp_ranks import measure
+    from ddp_results import (
+        DdpRow,
+        MemoryRow,
+        is_wrong,
+        print_memory,
+        print_steps,
+        print_when_it_pays,
+    )
+    from launch import Loopback, RanksFailedError, is_rank, network, run_ranks
+    from measure import facts
+    from methods import FRAGILE, PEERS
+    from shaped_link import ShapedLink
 
 Link = ShapedLink | Loopback
 
@@ -183,6 +186,7 @@ def run_all(arguments: argparse.Namespace) -> list[DdpRow | MemoryRow]:
 def main() -> None:
     """Measure what the command line asks for."""
     arguments = parse_arguments(__doc__)
+    choose_rates(arguments)
     rows = run_as_rank(arguments) if is_rank() else run_all(arguments)
     steps = [row for row in rows if isinstance(row, DdpRow)]
     print_when_it_pays(steps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,8 @@ def parse_models(text: str) -> list[str]:
     return text.split(",")
 
 
-def parse_arguments(description: str | None) -> argparse.Namespace:
-    """Read the command line; say so if the default rates cannot be had."""
+def parse_arguments(description: str | None = None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -71,25 +72,32 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.seconds = 3
-    models, rates = _QUICK if arguments.quick else _DEFAULTS
+    models = (_QUICK if arguments.quick else _DEFAULTS)[0]
     arguments.model = arguments.model or parse_models(models)
-    if is_rank():
-        if arguments.memory or set(arguments.methods) & set(FRAGILE):
-            parser.error(f"--memory, {', '.join(FRAGILE)} need processes of their own: no torchrun")
-        arguments.rate = [None]
-    elif arguments.world < 2:
+    if arguments.world < 2:
         parser.error(f"--world must be at least 2, not {arguments.world}")
-    elif arguments.memory:
+    return arguments
+
+
+def choose_rates(arguments: argparse.Namespace) -> None:
+    """Set the rates to those that this process can have; say so if the default ones are not.
+
+    Raises:
+        SystemExit: if the command line asks for what this process cannot do.
+    """
+    if is_rank() and (arguments.memory or set(arguments.methods) & set(FRAGILE)):
+        sys.exit(f"--memory, {', '.join(FRAGILE)} need processes of their own: no torchrun")
+    if is_rank() or arguments.memory:
         arguments.rate = [None]
     elif arguments.rate is None or any(arguments.rate):
         support = can_shape()
         if arguments.rate is None:
+            rates = (_QUICK if arguments.quick else _DEFAULTS)[1]
             arguments.rate = parse_rates(rates if support.possible else "none")
             if not support.possible:
                 note(f"over loopback only: {support.reason}")
         elif not support.possible:
-            parser.error(f"cannot limit the rate: {support.reason}; use --rate none")
-    return arguments
+            sys.exit(f"cannot limit the rate: {support.reason}; use --rate none")
 
 
 def settings_of(model: str, arguments: argparse.Namespace) -> Settings:

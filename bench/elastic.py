@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 
+from demo_extra import check_packages
 from launch import free_port
 
 Row = dict[str, Any]
@@ -196,8 +197,8 @@ def _is_rank(pid: int) -> bool:
         return False
 
 
-def main() -> None:
-    """Do all runs and print a line for each."""
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -209,10 +210,17 @@ def main() -> None:
     add("--kills", type=int, default=3, help="default 3")
     add("--seeds", default="0", help="several, as in 0,1,2: how far undisturbed runs differ")
     add("--json", type=Path, help="write the rows here")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Do all runs and print a line for each."""
+    arguments = parse_arguments()
+    root = arguments.data_root
+    # Of the ranks, which torchrun would restart in vain.
+    check_packages("numpy", "rich", *(["sklearn"] if root is None else []))
     # Its default action would leave the nodes running.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    root = arguments.data_root
     data = ["--data", "digits"] if root is None else ["--data-root", str(root.resolve())]
     rows: list[Row] = []
     for codec in arguments.codec.split(","):

@@ -20,12 +20,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from gpu_builds import build_cpp_tests, build_fastcomm, run_cpp_tests, run_gpu_tests
-from gpu_environment import architecture, facts, obstacle
-from gpu_parts import Finished, Report
-from gpu_programs import measure_kernels, measure_rings, train_mnist
-from gpu_tables import print_results
-from tables import note
+from demo_extra import check_packages, demo_imports
+
+with demo_imports():
+    from gpu_builds import build_cpp_tests, build_fastcomm, run_cpp_tests, run_gpu_tests
+    from gpu_environment import architecture, facts, obstacle
+    from gpu_parts import Finished, Report
+    from gpu_programs import measure_kernels, measure_rings, train_mnist
+    from gpu_tables import print_results
+    from tables import note
 
 # All ranks are on this machine, whose name need not lead to it.
 LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
@@ -92,6 +95,8 @@ def run_parts(report: Report, arguments: argparse.Namespace, logs: Path) -> None
 def main() -> None:
     """Do what the command line says."""
     arguments = parse_arguments()
+    # Of its programs, which would be late to say so.
+    check_packages("numpy", *(["sklearn"] if arguments.data_root is None else []))
     missing = obstacle()
     if missing:
         sys.exit(f"{missing}; run bench/gpu.py where an NVIDIA GPU and a CUDA torch are")

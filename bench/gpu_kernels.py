@@ -1,27 +1,30 @@
 """How fast the codecs are on a GPU, against a copy in its memory: a program of bench/gpu.py.
 
-    python bench/gpu_kernels.py ROWS_FILE
+    python bench/gpu_kernels.py rows.jsonl
 
 Writes a row of JSON a line, as soon as it is known.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
+from demo_extra import demo_imports
 
-import fastcomm
-from codec_checks import Candidate
-from codec_speed import candidates, moved_bytes
-from fastcomm import _C
-from gpu_rivals import measure_int8, measure_topk
-from gpu_timing import COPY_BYTES, GpuBuffers, GpuPool, GpuTurns, Operation, relative_error
-from measure import median, spread
+with demo_imports():
+    import torch
+
+    import fastcomm
+    from codec_checks import Candidate
+    from codec_speed import candidates, moved_bytes
+    from fastcomm import _C
+    from gpu_rivals import measure_int8, measure_topk
+    from gpu_timing import COPY_BYTES, GpuBuffers, GpuPool, GpuTurns, Operation, relative_error
+    from measure import median, spread
 
 SIZES = [25_000_000, 250_000_000]
 REPETITIONS = {25_000_000: 40, 250_000_000: 15}
@@ -182,9 +185,16 @@ def measure_codec(
         )
 
 
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("rows", type=Path, help="where to write the rows")
+    return parser.parse_args()
+
+
 def main() -> None:
     """Measure everything, the smaller size first."""
-    rows_file = Path(sys.argv[1])
+    rows_file: Path = parse_arguments().rows
     dense = [name for name in fastcomm.codecs.codec_names() if not name.startswith("topk")]
     # What matters most first: the time may run out.
     order = {name: index for index, name in enumerate(["int8", "int4", "sign", "int2"])}

@@ -1,17 +1,23 @@
-"""The results of bench/gpu.py as tables for people: python bench/gpu_tables.py results.json."""
+"""The results of bench/gpu.py as tables for people.
+
+python bench/gpu_tables.py results.json
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from rich.table import Table
-from rich.text import Text
+from demo_extra import demo_imports
 
-from gpu_parts import Row
-from tables import console, empty_table, note, number_text
+with demo_imports():
+    from rich.table import Table
+    from rich.text import Text
+
+    from gpu_parts import Row
+    from tables import console, empty_table, note, number_text
 
 
 def _verdict(row: Row) -> Text:
@@ -153,5 +159,12 @@ def print_results(rows: list[Row]) -> None:
         note(f"{first['gpu']}, torch {first['torch']}, commit {first['commit']}")
 
 
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("results", type=Path, help="the JSON file")
+    return parser.parse_args()
+
+
 if __name__ == "__main__":
-    print_results(json.loads(Path(sys.argv[1]).read_text()))
+    print_results(json.loads(parse_arguments().results.read_text()))

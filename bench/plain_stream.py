@@ -1,11 +1,11 @@
 """One TCP stream, to find out what a link carries: an end of ShapedLink.measure_rate().
 
-python plain_stream.py receive                         # prints its port, then bits per second
-python plain_stream.py send ADDRESS PORT SECONDS
+python bench/plain_stream.py receive                  # prints its port, then bits per second
+python bench/plain_stream.py send 127.0.0.1 34567 1.5 # to this port, for so many seconds
 """
 
+import argparse
 import socket
-import sys
 import time
 
 
@@ -35,8 +35,21 @@ def send_stream(address: str, port: int, seconds: float) -> None:
             connection.sendall(chunk)
 
 
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    ends = parser.add_subparsers(dest="end", required=True)
+    ends.add_parser("receive")
+    send = ends.add_parser("send")
+    send.add_argument("address")
+    send.add_argument("port", type=int)
+    send.add_argument("seconds", type=float)
+    return parser.parse_args()
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "receive":
+    arguments = parse_arguments()
+    if arguments.end == "receive":
         print(receive_stream(), flush=True)
     else:
-        send_stream(sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))
+        send_stream(arguments.address, arguments.port, arguments.seconds)

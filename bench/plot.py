@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib.style
-from matplotlib.figure import Figure, SubFigure
+from demo_extra import demo_imports
 
-from plot_accuracy import curves_height, draw_curves, draw_finals, draw_rates, rates_height
-from plot_allreduce import allreduce_height, draw_allreduce
-from plot_codecs import codecs_height, draw_codecs
-from plot_ddp import ddp_height, draw_ddp
-from plot_rivals import INT8_HEIGHT, TOPK_HEIGHT, draw_int8, draw_topk
-from plot_style import Row, distinct, draw_footer, select
+with demo_imports():
+    import matplotlib.style
+    from matplotlib.figure import Figure, SubFigure
+
+    from plot_accuracy import curves_height, draw_curves, draw_finals, draw_rates, rates_height
+    from plot_allreduce import allreduce_height, draw_allreduce
+    from plot_codecs import codecs_height, draw_codecs
+    from plot_ddp import ddp_height, draw_ddp
+    from plot_rivals import INT8_HEIGHT, TOPK_HEIGHT, draw_int8, draw_topk
+    from plot_style import Row, distinct, draw_footer, select
 
 _WIDTH, _FOOTER_HEIGHT = 9.0, 0.3  # inches
 
@@ -59,19 +63,24 @@ def draw(rows: list[Row]) -> Figure:
     return figure
 
 
-def main() -> None:
-    """Draw the files of the command line."""
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("json", nargs="+", type=Path, help="results of benchmarks")
     parser.add_argument("-o", "--output", type=Path, required=True, help=".png, .svg or .pdf")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Draw the files of the command line."""
+    arguments = parse_arguments()
     rows = [row for file in arguments.json for row in json.loads(file.read_text())]
     known = [row for row in rows if row.get("benchmark") in DRAWINGS]
     if len(known) < len(rows):
         others = dict.fromkeys(str(r.get("benchmark")) for r in rows if r not in known)
         print(f"left out, for want of a drawing: benchmark {', '.join(others)}")
     if not known:
-        parser.error(f"nothing to draw; drawings: {', '.join(DRAWINGS)}")
+        sys.exit(f"nothing to draw; drawings: {', '.join(DRAWINGS)}")
     with matplotlib.style.context(Path(__file__).with_suffix(".mplstyle")):
         draw(known).savefig(arguments.output)
 

@@ -271,12 +271,17 @@ def _run(command: list[str], standard_input: str = "", check: bool = True) -> st
     return done.stdout
 
 
-def main() -> None:
-    """Build a link, measure its rate between neighbours, print both."""
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description="build a shaped link and check its real rate")
     parser.add_argument("--world", type=int, default=2, help="ranks, at least 2 (default 2)")
     parser.add_argument("--rate", default="100mbit", help="tc's words, e.g. 1gbit")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Build a link, measure its rate between neighbours, print both."""
+    arguments = parse_arguments()
     with ShapedLink(arguments.world, arguments.rate) as link:
         for rank in range(arguments.world):
             receiver = (rank + 1) % arguments.world

@@ -14,7 +14,14 @@ import torch
 
 pytest.importorskip("sklearn", reason="scikit-learn has the digits, and brings scipy")
 sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
-from accuracy_arguments import check_codecs, jobs_of, parse_arguments, parse_codecs, parse_rate
+from accuracy_arguments import (
+    check_codecs,
+    jobs_of,
+    parse_arguments,
+    parse_codecs,
+    parse_rate,
+    prepare,
+)
 from accuracy_jobs import Results, run_jobs
 from accuracy_text import CharacterTransformer, load_text
 from accuracy_training import (
@@ -69,21 +76,29 @@ def test_learning_rates_of_the_command_line() -> None:
             parse_rate(wrong)
 
 
-def test_wrong_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    existing = tmp_path / "there.json"
-    existing.write_text("[]")
+def test_wrong_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, complaint in (
         (["--task=digit"], "'digit' is none of"),
         (["--world=1"], "at least 2"),
         (["--quick", "--codec=int8@warmup_steps"], "option=value"),
-        (["--quick", "--codec=int8@policy={'head':'fp32'}"], "digits: codec"),
         (["--quick", "--optimizer=adamw", "--codec=int8@momentum=0.9"], "is for --optimizer sgd"),
-        (["--quick", f"--json={existing}"], "--resume"),
         (["--lr=0.1", "--lr-sweep=0.1"], "not allowed"),
     ):
         with pytest.raises(SystemExit):
             parse_arguments(None, arguments)
         assert complaint in capsys.readouterr().err
+
+
+def test_what_would_fail_later_is_refused_before_the_first_run(tmp_path: Path) -> None:
+    existing = tmp_path / "there.json"
+    existing.write_text("[]")
+    for arguments, complaint in (
+        (["--codec=int8@policy={'head':'fp32'}"], "digits: codec"),
+        ([f"--json={existing}"], "--resume"),
+    ):
+        with pytest.raises(SystemExit, match=complaint):
+            prepare(parse_arguments(None, ["--quick", *arguments]))
+    prepare(parse_arguments(None, ["--quick", f"--json={existing}", "--resume"]))
 
 
 def test_jobs_of_a_command_line() -> None:
