@@ -77,7 +77,9 @@ def load_sharded_state_dict(
     taken = ranks_to_take(len(saved), group.rank(), group.size())
     # Of the first rank all but what is its own: what the ranks have in common, if nothing is taken.
     wanted = {rank: saved[rank] for rank in taken}
-    wanted.setdefault(0, saved[0] | {kind: {} for kind in _BY_PARAMETER})
+    if 0 not in wanted:
+        shared = {name: item for name, item in saved[0].items() if name != "checksum"}
+        wanted[0] = shared | {kind: {} for kind in _BY_PARAMETER}
     nested: dict[str, Any] = {f"rank{rank}": template for rank, template in wanted.items()}
     for part in reversed(key.split(".")):
         nested = {part: nested}
