@@ -31,6 +31,17 @@ def check_tensor(tensor: torch.Tensor, what: str) -> None:
         raise ArgumentError(f"{what} is not contiguous; pass {what}.contiguous()")
 
 
+def check_parameter(name: str, parameter: torch.Tensor) -> None:
+    """Raise :class:`ArgumentError` if gradients of a parameter cannot be exchanged."""
+    dtype = parameter.real.dtype if parameter.is_complex() else parameter.dtype
+    if dtype not in _DTYPES:
+        raise ArgumentError(
+            f"the parameter {name!r} has dtype {parameter.dtype}; fastcomm reduces float32, "
+            "bfloat16, float16 and complex64. Convert the model (model.float()), or leave such "
+            "parameters out of its DistributedDataParallel (parameters_to_ignore)"
+        )
+
+
 def check_device(tensor: torch.Tensor, what: str) -> None:
     """Raise :class:`ArgumentError` unless ``tensor`` is where this fastcomm can work."""
     if tensor.device.type == "cpu":

@@ -17,7 +17,7 @@ import weakref
 import torch
 
 from fastcomm import _C
-from fastcomm.bucket_views import shaped_as
+from fastcomm.bucket_views import as_real, shaped_as, split_by_parameter
 from fastcomm.errors import described
 
 
@@ -51,11 +51,12 @@ class Accumulation:
         if not any(each is not None and bool(each.any()) for each in kept):
             return None
         delivered = torch.zeros_like(buffer)
-        places = torch.split(delivered, [parameter.numel() for parameter in parameters])
+        places = split_by_parameter(delivered, parameters)
         for parameter, each, place in zip(parameters, kept, places, strict=True):
             if each is not None:
                 # What is not finite stays in the bucket, and reaches all ranks again.
-                shaped_as(parameter, place).copy_(torch.where(each.isfinite(), each, 0.0))
+                real = as_real(each)
+                shaped_as(parameter, place).copy_(torch.where(real.isfinite(), real, 0.0))
         buffer -= delivered
         self._adding.update(map(id, parameters))
         return delivered

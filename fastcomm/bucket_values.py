@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from fastcomm import _C
-from fastcomm.bucket_views import shaped_as
+from fastcomm.bucket_views import num_elements, real_shape, shaped_as, split_by_parameter
 
 _MOVED_ELEMENTS = 1 << 20
 
@@ -31,15 +31,15 @@ class BucketValues:
 
         ``names``: of parameters, by their ids, as far as they are known.
         """
-        sizes = [parameter.numel() for parameter in parameters]
-        values = zeros(sum(sizes), parameters[0].device)
-        for parameter, view in zip(parameters, torch.split(values, sizes), strict=True):
+        values = zeros(sum(map(num_elements, parameters)), parameters[0].device)
+        views = split_by_parameter(values, parameters)
+        for parameter, view in zip(parameters, views, strict=True):
             previous = self._views.get(id(parameter))
             if previous is not None:
                 _move(previous, view)
             else:
                 loaded = self._loaded.pop(names.get(id(parameter), ""), None)
-                if loaded is not None and loaded.shape == parameter.shape:
+                if loaded is not None and loaded.shape == real_shape(parameter):
                     shaped_as(parameter, view).copy_(loaded)
                 elif loaded is not None:  # a state of before 0.2: flat, in the order of memory
                     view.copy_(loaded.reshape(-1))

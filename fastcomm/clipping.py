@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 
 from fastcomm import _C
+from fastcomm.bucket_views import split_by_parameter
 from fastcomm.errors import ArgumentError, described
 from fastcomm.regrouping import Names
 
@@ -107,7 +108,7 @@ class LocalClipping:
         # bucket together, which is another thing in the first steps after a checkpoint.
         norms: dict[str, torch.Tensor] = {}
         for each in self._held:
-            gradients = torch.split(each.buffer, [p.numel() for p in each.parameters])
+            gradients = split_by_parameter(each.buffer, each.parameters)
             for name, gradient in zip(self._names(each.parameters), gradients, strict=True):
                 norms[name] = torch.linalg.vector_norm(gradient, dtype=torch.float32).to(device)
         norm = torch.linalg.vector_norm(torch.stack([norms[name] for name in sorted(norms)]))

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import torch
 
+from fastcomm.bucket_views import split_by_parameter
+
 # With static_graph, DDP rebuilds its buckets after two steps.
 _MOST_REGROUPED_STEPS = 2
 
@@ -97,7 +99,7 @@ def synchronize_parts(
     """
     if _is_whole(parts, parameters):
         return exchange(buffer, parts[0])
-    gradients = torch.split(buffer, [parameter.numel() for parameter in parameters])
+    gradients = split_by_parameter(buffer, parameters)
     of_parameter = dict(zip(map(id, parameters), gradients, strict=True))
     for part in parts:
         places = [of_parameter[id(parameter)] for parameter in part.parameters]

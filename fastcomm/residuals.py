@@ -18,6 +18,7 @@ from torch import nn
 
 from fastcomm import _C
 from fastcomm.bucket_values import BucketValues, rescale, zeros
+from fastcomm.bucket_views import num_elements, real_shape
 from fastcomm.codecs import Codec
 from fastcomm.connection import Connection
 from fastcomm.errors import ArgumentError
@@ -118,7 +119,7 @@ class ResidualStore:
         replaced = [key for key in self._layouts if not ids.isdisjoint(key)]
         for key in replaced:
             self._layouts[key].end_join()
-        runs = merged_runs((p.numel(), self._codec_of(p)) for p in parameters)
+        runs = merged_runs((num_elements(p), self._codec_of(p)) for p in parameters)
         residual = velocity = None
         if self._keeps_residuals:
             residual = self._residuals.lay_out(parameters, self._names)
@@ -140,7 +141,7 @@ class ResidualStore:
             raise _another_model()
         for name, parameter in named.items():
             self._names[id(parameter)] = name
-            self._shapes[name] = parameter.shape
+            self._shapes[name] = real_shape(parameter)
 
     def residual_of(self, parameter: torch.Tensor) -> torch.Tensor | None:
         """Return the residual of a parameter, in its shape, if it has one."""

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import nn
 
 from fastcomm import _C
-from fastcomm.bucket_views import shaped_as
+from fastcomm.bucket_views import as_real, num_elements, shaped_as, split_by_parameter
 from fastcomm.codecs import Codec
 from fastcomm.errors import ArgumentError
 from fastcomm.hook import HookState
@@ -161,19 +161,21 @@ class Simulation:
         results = self._gradients[0]
         assert results is not None
         for parameters, result in zip(self._buckets, results, strict=True):
-            sizes = [parameter.numel() for parameter in parameters]
-            for parameter, part in zip(parameters, torch.split(result, sizes), strict=True):
-                parameter.grad = shaped_as(parameter, part)
+            parts = split_by_parameter(result, parameters)
+            for parameter, part in zip(parameters, parts, strict=True):
+                gradient = shaped_as(parameter, part)
+                is_complex = parameter.is_complex()
+                parameter.grad = torch.view_as_complex(gradient) if is_complex else gradient
         self._gradients = [None] * len(self.states)
 
 
 def _flat_gradients(parameters: list[torch.Tensor]) -> torch.Tensor:
     """Return a bucket with the parameters' gradients, as DDP lays them out."""
-    sizes = [parameter.numel() for parameter in parameters]
-    buffer = torch.zeros(sum(sizes), dtype=parameters[0].dtype, device="cpu")
-    for parameter, part in zip(parameters, torch.split(buffer, sizes), strict=True):
+    dtype = parameters[0].real.dtype
+    buffer = torch.zeros(sum(map(num_elements, parameters)), dtype=dtype, device="cpu")
+    for parameter, part in zip(parameters, split_by_parameter(buffer, parameters), strict=True):
         if parameter.grad is not None:
-            shaped_as(parameter, part).copy_(parameter.grad)
+            shaped_as(parameter, part).copy_(as_real(parameter.grad))
     return buffer
 
 

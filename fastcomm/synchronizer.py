@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fastcomm._arguments import check_tensor
+from fastcomm._arguments import check_parameter, check_tensor
 from fastcomm.accumulation import Accumulation, put_back
 from fastcomm.announcement import NUM_STEPS_BEFORE, announce
 from fastcomm.clipping import LocalClipping
@@ -20,6 +20,7 @@ from fastcomm.codecs import Codec, Fp32
 from fastcomm.connection import Connection, connect, sum_over_ranks
 from fastcomm.error_feedback import ErrorFeedback
 from fastcomm.errors import ArgumentError
+from fastcomm.parameter_names import own_name
 from fastcomm.policy import Policy
 from fastcomm.regrouping import Part, synchronize_parts
 from fastcomm.simulated_rank import SimulatedRank
@@ -113,10 +114,15 @@ class Synchronizer:
             self._deliveries.may_keep_gradients = ddp.find_unused_parameters
             ignored = set(ddp.parameters_to_ignore)
             module = ddp.module
-        self._num_parameters = sum(
-            parameter.requires_grad and name not in ignored
+        trained = {
+            name: parameter
             for name, parameter in module.named_parameters()
-        )
+            if parameter.requires_grad and name not in ignored
+        }
+        if ddp is not None:
+            for name, parameter in trained.items():
+                check_parameter(own_name(name), parameter)
+        self._num_parameters = len(trained)
 
     def synchronize(
         self, buffer: torch.Tensor, parameters: list[torch.Tensor], is_last: bool

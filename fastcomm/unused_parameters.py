@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 
-from fastcomm.bucket_views import shaped_as
+from fastcomm.bucket_views import as_real, shaped_as, split_by_parameter
 
 
 class Deliveries:
@@ -66,9 +66,9 @@ class Deliveries:
         for buffer, parameters in self._buckets:
             if not self.may_keep_gradients and all(p.grad is not None for p in parameters):
                 continue
-            averages = torch.split(buffer, [parameter.numel() for parameter in parameters])
+            averages = split_by_parameter(buffer, parameters)
             for parameter, average in zip(parameters, averages, strict=True):
-                gradient = parameter.grad
+                gradient = None if parameter.grad is None else as_real(parameter.grad)
                 residual = residual_of(parameter)
                 if residual is None or (gradient is not None and not self.may_keep_gradients):
                     continue
