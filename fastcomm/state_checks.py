@@ -52,7 +52,8 @@ def check_state(state: Any) -> None:
         raise ArgumentError(
             "the residuals of the state are not those that were saved: their checksum is "
             f"{checksum(tensors):#010x} instead of {state['checksum']:#010x}; load an older "
-            "checkpoint"
+            "checkpoint (with torch.distributed.checkpoint: use fastcomm.sharded_state_dict and "
+            "load_sharded_state_dict, which loads all of them)"
         )
 
 
