@@ -22,7 +22,7 @@ constexpr Tag kTagsPerLane = kOpeningTag + 1;
 struct Communicator::Lane {
   Lane(Connections& connections, int index)
       : index(index),
-        transport(connections, static_cast<Tag>(index) * kTagsPerLane),
+        transport(connections, static_cast<size_t>(index), static_cast<Tag>(index) * kTagsPerLane),
         openings(transport) {}
 
   DeviceCodecs& codecs_on(c10::Device device);
@@ -49,7 +49,9 @@ DeviceCodecs& Communicator::Lane::codecs_on(c10::Device device) {
 
 Communicator::Communicator(std::vector<c10::intrusive_ptr<c10d::Backend>> backends, int num_lanes,
                            std::chrono::milliseconds timeout)
-    : connections_(std::move(backends), static_cast<Tag>(num_lanes) * kTagsPerLane, timeout) {
+    : connections_(std::move(backends), static_cast<size_t>(num_lanes),
+                   static_cast<Tag>(num_lanes) * kTagsPerLane, timeout),
+      num_submitted_(static_cast<size_t>(num_lanes)) {
   try {
     for (int index = 0; index < num_lanes; ++index) {
       lanes_.push_back(std::make_unique<Lane>(connections_, index));
@@ -77,7 +79,10 @@ void Communicator::submit(Job job, bool caller_waits) {
   }
   std::unique_lock lock(mutex_);
   FASTCOMM_CHECK(!closed_, "the communicator is closed");
-  Lane& lane = *lanes_[job.id.bucket % lanes_.size()];
+  const size_t index = job.id.bucket % lanes_.size();
+  Lane& lane = *lanes_[index];
+  job.place = num_submitted_;
+  ++num_submitted_[index];
   if (caller_waits && device.is_cpu() && !lane.is_busy && lane.queue.empty()) {
     lane.is_busy = true;
     lock.unlock();
@@ -131,7 +136,7 @@ void Communicator::run_job(Lane& lane, Job& job) {
   std::exception_ptr error;
   std::string place = describe_place(rank(), job.id);
   try {
-    connections_.check();
+    connections_.begin(static_cast<size_t>(lane.index));
     if (job.ready) {
       const c10::Stream stream = lane.codecs_on(job.tensors.bucket.device()).stream();
       guard.reset_stream(stream);
@@ -143,7 +148,7 @@ void Communicator::run_job(Lane& lane, Job& job) {
     exchange(lane, job, place);
   } catch (const std::exception& caught) {
     const bool is_mismatch = dynamic_cast<const MismatchError*>(&caught) != nullptr;
-    connections_.fail({is_mismatch, place + ": " + caught.what()});
+    connections_.fail({is_mismatch, place + ": " + caught.what(), job.place});
     error = current_error_at(place);
   }
   {

@@ -42,7 +42,9 @@ struct Job {
   // Called on the thread that ran the job, without the GIL; null: success. On a GPU the bucket then
   // is complete on the current stream.
   std::function<void(const std::exception_ptr&)> complete;
-  std::optional<c10::Event> ready = {};  // on a GPU: when the bucket may be read; set by submit()
+  // Set by submit():
+  std::optional<c10::Event> ready = {};  // on a GPU: when the bucket may be read
+  Place place = {};                      // among all jobs
 };
 
 class Communicator {
@@ -93,6 +95,7 @@ class Communicator {
   ExchangeRecord record_;
   std::mutex mutex_;  // guards everything below and the lanes' queues
   std::condition_variable changed_;
+  Place num_submitted_;  // jobs, by lane
   bool closed_ = false;
 };
 
