@@ -17,6 +17,9 @@ namespace {
 // Tags of one lane: those of a schedule's messages, and the openings' above them.
 constexpr Tag kTagsPerLane = kOpeningTag + 1;
 
+// How long exchanges that nobody waits for any more have to complete.
+constexpr std::chrono::milliseconds kTimeToComplete{500};
+
 }  // namespace
 
 struct Communicator::Lane {
@@ -66,7 +69,18 @@ Communicator::Communicator(std::vector<c10::intrusive_ptr<c10d::Backend>> backen
   }
 }
 
-Communicator::~Communicator() { close(); }
+Communicator::~Communicator() {
+  {
+    std::unique_lock lock(mutex_);
+    changed_.wait_for(lock, kTimeToComplete, [&] { return is_idle(); });
+  }
+  abort();
+}
+
+bool Communicator::is_idle() const {
+  return std::ranges::none_of(
+      lanes_, [](const auto& lane) { return lane->is_busy || !lane->queue.empty(); });
+}
 
 void Communicator::submit(Job job, bool caller_waits) {
   const c10::Device device = job.tensors.bucket.device();
@@ -112,8 +126,17 @@ void Communicator::close() {
 
 void Communicator::abort() {
   if (is_inherited()) return;
-  connections_.abort("the process ends");
+  connections_.abort("what was under way was dropped, or the process ends");
   close();
+}
+
+void Communicator::fail(const std::string& text) {
+  Place place;
+  {
+    const std::lock_guard lock(mutex_);
+    place = num_submitted_;
+  }
+  connections_.fail_first({false, text, place});
 }
 
 void Communicator::run_lane(Lane& lane) {

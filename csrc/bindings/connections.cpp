@@ -30,10 +30,6 @@ std::vector<at::Tensor> as_tensors(std::byte* bytes, size_t size) {
   return {at::from_blob(bytes, {static_cast<int64_t>(size)}, at::kByte)};
 }
 
-std::string describe_end(int peer) {
-  return "rank " + std::to_string(peer) + " has ended, or closed its connection";
-}
-
 std::vector<int> watched_peers(int rank, int world_size) {
   std::vector<int> peers;
   for (int distance = 1; distance < world_size; ++distance) {
@@ -181,6 +177,13 @@ void Connections::explain(const Message& message, const std::string& reason) {
   FASTCOMM_THROW(PeerError, what << " failed: " << reason);
 }
 
+std::string Connections::describe_end(int rank) const {
+  std::string text = "rank " + std::to_string(rank) + " has ended, or closed its connection";
+  // It may have done so because of them.
+  if (peer(rank).has_ended_after_news) text += ", after a later failure: " + news_.front().text;
+  return text;
+}
+
 void Connections::throw_if_failed(size_t lane) const {
   // The first ones that came: later calls all report the same.
   for (const News& news : news_) {
@@ -202,6 +205,14 @@ void Connections::check(int rank) const {
 
 void Connections::fail(const News& news) {
   if (end_from(news)) tell(news, rank_);
+}
+
+void Connections::fail_first(const News& news) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!news_.empty()) return;
+  }
+  fail(news);
 }
 
 void Connections::tell(const News& news, int source) {
@@ -258,6 +269,7 @@ void Connections::take_close(int rank, bool is_last) {
 void Connections::end(int rank) {
   peer(rank).end.reset();
   peer(rank).has_ended = true;
+  peer(rank).has_ended_after_news = !news_.empty();
   for (auto& [work, message] : under_way_) {
     if (message.peer == rank && message.deadline) message.deadline = Clock::now() + kTimeToRead;
   }

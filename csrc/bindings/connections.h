@@ -73,6 +73,8 @@ class Connections {
 
   // An exchange of this rank has failed: tells the others, and ends it and those after it.
   void fail(const News& news);
+  // The same, if nothing has failed yet.
+  void fail_first(const News& news);
   // Ends what is under way on this rank, and begins nothing any more.
   void abort(const std::string& reason) { end_from({false, reason}); }
   // Throws if any exchange has failed, what begin() would; PeerError if `rank` has ended.
@@ -108,6 +110,7 @@ class Connections {
     bool is_watched = false;                    // has canaries
     std::optional<Clock::time_point> end = {};  // some canary failed: when it has ended for sure
     bool has_ended = false;
+    bool has_ended_after_news = false;
     std::optional<Answer> answer = {};
     Clock::time_point answered = {};
   };
@@ -123,6 +126,7 @@ class Connections {
   [[noreturn]] void explain(const Message& message, const std::string& reason);
 
   // With the lock.
+  std::string describe_end(int rank) const;
   void throw_if_failed(size_t lane) const;
   void end(int rank);
   // Handles a message whose deadline is over; returns whether its peer is to be asked.
