@@ -1,26 +1,24 @@
-"""A connected group of ranks: what exchanges their tensors, and the handshake."""
+"""A connected group of ranks: what exchanges their tensors."""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
 import datetime
-import json
 import os
 import socket
-import time
 import weakref
 
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import Backend, PrefixStore, Store
 
-import fastcomm
 from fastcomm import _C
 from fastcomm.algorithms import choose_algorithm
 from fastcomm.backends import make_host_backends, make_nccl_backend, own_store, uses_nccl
-from fastcomm.errors import Error, MismatchError, PeerError
+from fastcomm.errors import Error, PeerError
 from fastcomm.forks import Sockets
+from fastcomm.handshake import Handshake
 from fastcomm.runs import Runs
 
 # Exchanges in flight at a time: one encodes while another is on the wire.
@@ -28,10 +26,6 @@ NUM_LANES = 2
 
 # How long a rank that ends waits for what it has enqueued over NCCL, and for the other ranks.
 _SECONDS_TO_FINISH = 30.0
-
-# Seconds between two looks for another rank's settings: more and more.
-_SHORTEST_PAUSE = 0.0002
-_LONGEST_PAUSE = 0.02
 
 # How many connections each process group has so far: the same on all of its ranks.
 _num_connections: weakref.WeakKeyDictionary[dist.ProcessGroup, int] = weakref.WeakKeyDictionary()
@@ -53,17 +47,18 @@ class ConnectedGroup:
     def __init__(self, process_group: dist.ProcessGroup) -> None:
         self.rank = process_group.rank()
         self.world_size = process_group.size()
-        self._num_handshakes = 0
         self._num_ranks_on_host = 0  # not known yet
         # Not a strong reference: what belongs to a process group must not keep it alive.
         self._process_group = weakref.ref(process_group)
         self._store: Store | None = None
+        self._handshake: Handshake | None = None
         self._name = "fastcomm"
         if self.world_size > 1:
             index = _num_connections.get(process_group, 0)
             _num_connections[process_group] = index + 1
             self._name = f"fastcomm/{index}"
             self._store = PrefixStore(self._name, own_store(process_group))
+            self._handshake = Handshake(self._store, self.rank, self.world_size)
         self._uses_nccl = uses_nccl(process_group) if self.world_size > 1 else _C.has_cuda
         self._communicators: dict[str, _C.Communicator | _C.StreamCommunicator] = {}
         self._sockets = Sockets()
@@ -153,7 +148,9 @@ class ConnectedGroup:
         # Not functools.cached_property: up to Python 3.11 its lock is one for all groups.
         if self._num_ranks_on_host == 0:
             host = socket.gethostname()
-            hosts = [host] if self._store is None else self._share("host", host)
+            hosts = [host]
+            if self._handshake is not None:
+                hosts = self._handshake.share("host", host, self._host_lanes())
             self._num_ranks_on_host = hosts.count(host)
         return self._num_ranks_on_host
 
@@ -164,59 +161,12 @@ class ConnectedGroup:
             MismatchError: on every rank, with the same message, if any rank differs.
             PeerError: if a rank has ended, or does not answer within the store's timeout.
         """
-        if self._store is None:
-            return
-        settings = {"fastcomm": fastcomm.__version__, **settings}
-        topic = f"handshake/{self._num_handshakes}"
-        self._num_handshakes += 1
-        of_rank = [json.loads(answer) for answer in self._share(topic, json.dumps(settings))]
-        differing = [key for key in settings if len({str(s.get(key)) for s in of_rank}) > 1]
-        if differing:
-            rows = [
-                f"  rank {rank}: " + ", ".join(f"{key}={s.get(key)}" for key in differing)
-                for rank, s in enumerate(of_rank)
-            ]
-            raise MismatchError(
-                f"the ranks disagree on {' and '.join(differing)}; "
-                "use the same on every rank:\n" + "\n".join(rows)
-            )
+        if self._handshake is not None:
+            self._handshake.check_agreement(settings, self._host_lanes())
 
-    def _share(self, topic: str, mine: str) -> list[str]:
-        """Return what every rank says about ``topic``, this one ``mine``.
-
-        Raises:
-            PeerError: if a rank has ended, or does not say anything within the store's timeout.
-        """
-        assert self._store is not None
-        try:
-            self._store.set(f"{topic}/{self.rank}", mine)
-            return [self._wait_for(f"{topic}/{rank}", rank) for rank in range(self.world_size)]
-        except dist.DistError as error:
-            raise PeerError(
-                f"rank {self.rank} cannot reach the store of the process group, in which ranks "
-                f"compare settings; the process that holds it has ended ({error})"
-            ) from error
-
-    def _wait_for(self, key: str, rank: int) -> str:
-        assert self._store is not None
+    def _host_lanes(self) -> _C.Communicator | None:
         communicator = self._communicators.get("gloo")
-        timeout: datetime.timedelta = self._store.timeout  # type: ignore[attr-defined]  # a stub
-        seconds = timeout.total_seconds()
-        deadline = time.monotonic() + seconds
-        pause = _SHORTEST_PAUSE
-        while not self._store.check([key]):
-            if isinstance(communicator, _C.Communicator):
-                communicator.check(rank)
-            if time.monotonic() > deadline:
-                raise PeerError(
-                    f"rank {rank} of the process group did not compare settings with rank "
-                    f"{self.rank} for {seconds:g} s: it is stopped, cut off, or does something "
-                    "else; make the same calls on every rank"
-                )
-            # Not store.wait(): it cannot be interrupted, and logs every timeout.
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
-        return self._store.get(key).decode()
+        return communicator if isinstance(communicator, _C.Communicator) else None
 
     def all_reduce(
         self,

@@ -149,7 +149,7 @@ def _run_rank(
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
     dist.distributed_c10d._set_pg_timeout(timeout)  # connecting may take longer
     dist.barrier()  # the thread of the group has its name now
-    before = set(_threads_and_sockets())
+    before = set(threads_and_sockets())
     error, message, seconds = "", "", 0.0
     try:
         function(connection.send, *args)
@@ -160,11 +160,12 @@ def _run_rank(
     dist.destroy_process_group()
     gc.collect()
     # What was there before is torch's: a DDP model, even without a hook, leaves its group behind.
-    left = set(_threads_and_sockets()) - before
+    left = set(threads_and_sockets()) - before
     connection.send(Outcome(0, error, message, seconds, tuple(sorted(left))))
 
 
-def _threads_and_sockets() -> Iterator[str]:
+def threads_and_sockets() -> Iterator[str]:
+    """Return those of fastcomm, and gloo's, that this process has."""
     for task in Path("/proc/self/task").iterdir():
         name = (task / "comm").read_text().strip()
         if name.startswith(("fastcomm", "gloo_tcp_loop")):

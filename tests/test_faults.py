@@ -1,5 +1,7 @@
 """A rank is killed, leaves, or fails: the others raise an error that names it, and end."""
 
+import contextlib
+import gc
 import multiprocessing
 import os
 import signal
@@ -7,11 +9,12 @@ import signal
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import fastcomm
 from fastcomm.group import _abort_all
-from faulty_ranks import Outcome, Report, faulty_ranks
+from faulty_ranks import Outcome, Report, faulty_ranks, threads_and_sockets
 from faulty_work import (
     LONG,
     check_clean_end,
@@ -112,6 +115,43 @@ def test_rank_that_raises_an_error_of_its_own_is_named_by_all_others() -> None:
         outcome = ranks.outcome(1)
         assert outcome.error == "KeyError"
         check_clean_end(outcome)
+
+
+def make_a_mistake(gradient: torch.Tensor) -> torch.Tensor:
+    raise ArithmeticError("a mistake of the user")
+
+
+def add_a_mistake(module: nn.Module, args: object, output: torch.Tensor) -> None:
+    # It runs when the layers behind have handed over their gradients.
+    output.register_hook(make_a_mistake)  # type: ignore[no-untyped-call]  # a stub
+
+
+def fail_in_backward() -> None:
+    layers = nn.Sequential(*(nn.Linear(128, 128) for _ in range(4)))
+    model = DistributedDataParallel(layers, bucket_cap_mb=0.05)
+    fastcomm.register(model, "int8")
+    for _ in range(2):
+        model(torch.ones(8, 128)).mean().backward()
+    if dist.get_rank() == 0:
+        layers[1].register_forward_hook(add_a_mistake)
+    else:
+        dist.barrier()  # rank 0 has let go of its model
+    model(torch.ones(8, 128)).mean().backward()
+
+
+def let_go_after_an_error(report: Report) -> None:
+    with contextlib.suppress(ArithmeticError):
+        fail_in_backward()
+    gc.collect()
+    assert not [thread for thread in threads_and_sockets() if thread.startswith("fastcomm")]
+    dist.barrier()
+
+
+def test_rank_that_fails_in_backward_lets_go_of_its_model_although_others_are_busy() -> None:
+    with faulty_ranks(2, LONG) as ranks:
+        ranks.start(let_go_after_an_error)
+        assert ranks.outcome(0) == Outcome(0)
+        check_peer_error(ranks.outcome(1), "rank 0 has ended")
 
 
 def fork_and_reduce_for_ever(report: Report) -> None:

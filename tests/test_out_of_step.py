@@ -99,6 +99,40 @@ def test_rank_at_another_step_is_named_with_both_steps() -> None:
         assert "rank 1: step 41," in message
 
 
+def fail_while_an_earlier_exchange_is_under_way(algorithm: str) -> str:
+    # Rank 2 comes to the first exchange when the second one has failed on the others.
+    rank, first = dist.get_rank(), torch.ones(50_000)
+    fastcomm.all_reduce(first.clone(), codec="fp32")
+
+    def start_first() -> fastcomm.Work | None:
+        return fastcomm.all_reduce(first, async_op=True, codec="fp32", algorithm=algorithm)
+
+    def fail_second() -> str:
+        second = torch.ones(100 + rank)
+        return caught(fastcomm.MismatchError, lambda: fastcomm.all_reduce(second))
+
+    if rank != 2:
+        work = start_first()
+        message = fail_second()
+        dist.barrier()
+    else:
+        dist.barrier()
+        work = start_first()
+        message = fail_second()
+    assert work is not None
+    work.wait()
+    assert torch.equal(first, torch.full((50_000,), 3.0))
+    assert caught(fastcomm.MismatchError, lambda: fastcomm.all_reduce(first))
+    return message
+
+
+@pytest.mark.parametrize("algorithm", ["ring", "gather", "scatter_gather"])
+def test_exchange_that_fails_leaves_an_earlier_one_alone(algorithm: str) -> None:
+    for message in ranks.run(3, fail_while_an_earlier_exchange_is_under_way, algorithm):
+        assert "step 2, bucket 0" in message
+        assert "elements" in message
+
+
 DIE_WITH_WORK_IN_FLIGHT = """
 if dist.get_rank() == 0:
     fastcomm.all_reduce(torch.ones(5000), async_op=True)

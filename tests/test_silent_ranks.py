@@ -1,5 +1,6 @@
 """A rank is stopped, cut off, or busy: the others name it at the timeout of the process group."""
 
+import datetime
 import signal
 import sys
 import time
@@ -8,10 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 import fastcomm
 from faulty_ranks import FaultyRanks, Report, Side, faulty_ranks
-from faulty_work import SHORT, check_exchange_error, check_peer_error, reduce_for_ever, report_step
+from faulty_work import (
+    LONG,
+    SHORT,
+    check_exchange_error,
+    check_peer_error,
+    reduce_for_ever,
+    report_step,
+)
+from training import mlp
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
 from shaped_link import ShapedLink, can_shape
@@ -80,3 +90,25 @@ def test_rank_that_does_something_else_is_named_and_learns_of_it() -> None:
         ranks.start(compute_longer_than_the_others_wait)
         check_exchange_error(ranks.outcome(0), "from rank 1: not complete", "something else")
         check_peer_error(ranks.outcome(1), "from rank 1: not complete", "something else")
+
+
+def compare_settings_without_the_last_rank(report: Report) -> None:
+    state = fastcomm.register(DistributedDataParallel(mlp()))
+    group = state._sync.group
+    assert isinstance(group, fastcomm.group.ConnectedGroup)
+    assert group._store is not None
+    if dist.get_rank() == 0:
+        group._store.set_timeout(datetime.timedelta(seconds=1))
+    try:
+        if dist.get_rank() < 2:
+            group.check_agreement({"codec": "int8"})
+    finally:
+        dist.barrier()  # the last rank waits here
+
+
+def test_rank_that_gives_up_comparing_settings_tells_the_others() -> None:
+    with faulty_ranks(3, LONG) as ranks:
+        ranks.start(compare_settings_without_the_last_rank)
+        check_peer_error(ranks.outcome(0), "rank 2 of the process group did not compare settings")
+        words = "rank 0, comparing settings: rank 2 of the process group did not compare settings"
+        check_peer_error(ranks.outcome(1), words)

@@ -23,13 +23,13 @@ class C10dPending final : public PendingMessage {
 std::unique_ptr<PendingMessage> C10dTransport::send(int peer, Tag tag,
                                                     std::span<const std::byte> bytes) {
   return std::make_unique<C10dPending>(connections_,
-                                       connections_.send(peer, first_tag_ + tag, bytes));
+                                       connections_.send(lane_, peer, first_tag_ + tag, bytes));
 }
 
 std::unique_ptr<PendingMessage> C10dTransport::receive(int peer, Tag tag,
                                                        std::span<std::byte> bytes) {
   return std::make_unique<C10dPending>(connections_,
-                                       connections_.receive(peer, first_tag_ + tag, bytes));
+                                       connections_.receive(lane_, peer, first_tag_ + tag, bytes));
 }
 
 }  // namespace fastcomm

@@ -9,8 +9,8 @@ namespace fastcomm {
 class C10dTransport final : public Transport {
  public:
   // `first_tag`: the tags of this transport start here. The connections must outlive it.
-  C10dTransport(Connections& connections, Tag first_tag)
-      : connections_(connections), first_tag_(first_tag) {}
+  C10dTransport(Connections& connections, size_t lane, Tag first_tag)
+      : connections_(connections), lane_(lane), first_tag_(first_tag) {}
 
   int rank() const override { return connections_.rank(); }
   int world_size() const override { return connections_.world_size(); }
@@ -21,6 +21,7 @@ class C10dTransport final : public Transport {
 
  private:
   Connections& connections_;
+  const size_t lane_;
   const Tag first_tag_;
 };
 

@@ -16,14 +16,12 @@ constexpr int64_t kNoteBytes = 2048;
 // How long notes that were sent have to leave before the connections are closed.
 constexpr std::chrono::milliseconds kTimeToLeave{200};
 
-// A shorter message than its receive leaves zeros behind it; so does a text.
+// A shorter message than its receive leaves zeros behind it; so does a shorter text.
 at::Tensor empty_note() { return at::zeros({kNoteBytes}, at::kByte); }
 
-// How many bytes of a UTF-8 text fit in a note.
-size_t cut_at_character(const std::string& text) {
-  size_t size = std::min(text.size(), static_cast<size_t>(kNoteBytes) - 1);
-  while (size > 0 && size < text.size() && (text[size] & 0xc0) == 0x80) --size;
-  return size;
+std::string text_of(const at::Tensor& note) {
+  const auto* text = static_cast<const char*>(note.const_data_ptr());
+  return {text, std::find(text, text + kNoteBytes, '\0')};
 }
 
 }  // namespace
@@ -75,7 +73,7 @@ void Canaries::post(Canary& canary) {
 void Canaries::watch(Canary& canary) {
   try {
     while (canary.receive != nullptr && canary.receive->wait(kForever)) {
-      const std::string note = static_cast<const char*>(canary.note.const_data_ptr());
+      const std::string note = text_of(canary.note);
       post(canary);  // first: the next note does not wait for what becomes of this one
       callbacks_.on_note(canary.peer, note);
     }
@@ -93,7 +91,7 @@ void Canaries::watch(Canary& canary) {
 
 void Canaries::send(int peer, const std::string& note) {
   std::vector<at::Tensor> tensors{empty_note()};
-  note.copy(static_cast<char*>(tensors[0].data_ptr()), cut_at_character(note));
+  note.copy(static_cast<char*>(tensors[0].data_ptr()), kNoteBytes);
   try {
     auto work = backends_[0]->send(tensors, peer, static_cast<int>(tag_));
     const std::lock_guard lock(mutex_);

@@ -17,12 +17,15 @@ namespace {
 // Tags of one lane: those of a schedule's messages, and the openings' above them.
 constexpr Tag kTagsPerLane = kOpeningTag + 1;
 
+// How long exchanges that nobody waits for any more have to complete.
+constexpr std::chrono::milliseconds kTimeToComplete{500};
+
 }  // namespace
 
 struct Communicator::Lane {
   Lane(Connections& connections, int index)
       : index(index),
-        transport(connections, static_cast<Tag>(index) * kTagsPerLane),
+        transport(connections, static_cast<size_t>(index), static_cast<Tag>(index) * kTagsPerLane),
         openings(transport) {}
 
   DeviceCodecs& codecs_on(c10::Device device);
@@ -49,7 +52,9 @@ DeviceCodecs& Communicator::Lane::codecs_on(c10::Device device) {
 
 Communicator::Communicator(std::vector<c10::intrusive_ptr<c10d::Backend>> backends, int num_lanes,
                            std::chrono::milliseconds timeout)
-    : connections_(std::move(backends), static_cast<Tag>(num_lanes) * kTagsPerLane, timeout) {
+    : connections_(std::move(backends), static_cast<size_t>(num_lanes),
+                   static_cast<Tag>(num_lanes) * kTagsPerLane, timeout),
+      num_submitted_(static_cast<size_t>(num_lanes)) {
   try {
     for (int index = 0; index < num_lanes; ++index) {
       lanes_.push_back(std::make_unique<Lane>(connections_, index));
@@ -64,7 +69,18 @@ Communicator::Communicator(std::vector<c10::intrusive_ptr<c10d::Backend>> backen
   }
 }
 
-Communicator::~Communicator() { close(); }
+Communicator::~Communicator() {
+  {
+    std::unique_lock lock(mutex_);
+    changed_.wait_for(lock, kTimeToComplete, [&] { return is_idle(); });
+  }
+  abort();
+}
+
+bool Communicator::is_idle() const {
+  return std::ranges::none_of(
+      lanes_, [](const auto& lane) { return lane->is_busy || !lane->queue.empty(); });
+}
 
 void Communicator::submit(Job job, bool caller_waits) {
   const c10::Device device = job.tensors.bucket.device();
@@ -77,7 +93,10 @@ void Communicator::submit(Job job, bool caller_waits) {
   }
   std::unique_lock lock(mutex_);
   FASTCOMM_CHECK(!closed_, "the communicator is closed");
-  Lane& lane = *lanes_[job.id.bucket % lanes_.size()];
+  const size_t index = job.id.bucket % lanes_.size();
+  Lane& lane = *lanes_[index];
+  job.place = num_submitted_;
+  ++num_submitted_[index];
   if (caller_waits && device.is_cpu() && !lane.is_busy && lane.queue.empty()) {
     lane.is_busy = true;
     lock.unlock();
@@ -107,8 +126,17 @@ void Communicator::close() {
 
 void Communicator::abort() {
   if (is_inherited()) return;
-  connections_.abort("the process ends");
+  connections_.abort("what was under way was dropped, or the process ends");
   close();
+}
+
+void Communicator::fail(const std::string& text) {
+  Place place;
+  {
+    const std::lock_guard lock(mutex_);
+    place = num_submitted_;
+  }
+  connections_.fail_first({false, text, place});
 }
 
 void Communicator::run_lane(Lane& lane) {
@@ -131,7 +159,7 @@ void Communicator::run_job(Lane& lane, Job& job) {
   std::exception_ptr error;
   std::string place = describe_place(rank(), job.id);
   try {
-    connections_.check();
+    connections_.begin(static_cast<size_t>(lane.index));
     if (job.ready) {
       const c10::Stream stream = lane.codecs_on(job.tensors.bucket.device()).stream();
       guard.reset_stream(stream);
@@ -143,7 +171,7 @@ void Communicator::run_job(Lane& lane, Job& job) {
     exchange(lane, job, place);
   } catch (const std::exception& caught) {
     const bool is_mismatch = dynamic_cast<const MismatchError*>(&caught) != nullptr;
-    connections_.fail({is_mismatch, place + ": " + caught.what()});
+    connections_.fail({is_mismatch, place + ": " + caught.what(), job.place});
     error = current_error_at(place);
   }
   {

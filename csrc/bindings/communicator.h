@@ -42,7 +42,9 @@ struct Job {
   // Called on the thread that ran the job, without the GIL; null: success. On a GPU the bucket then
   // is complete on the current stream.
   std::function<void(const std::exception_ptr&)> complete;
-  std::optional<c10::Event> ready = {};  // on a GPU: when the bucket may be read; set by submit()
+  // Set by submit():
+  std::optional<c10::Event> ready = {};  // on a GPU: when the bucket may be read
+  Place place = {};                      // among all jobs
 };
 
 class Communicator {
@@ -51,7 +53,9 @@ class Communicator {
   // group of one rank. `timeout`: how long to wait for another rank's message.
   Communicator(std::vector<c10::intrusive_ptr<c10d::Backend>> backends, int num_lanes,
                std::chrono::milliseconds timeout);
-  // Waits for what is under way. The caller must not hold the GIL.
+  // Ends what is under way with an error, unless it is complete in a moment: after a failure
+  // elsewhere in this process, the other ranks may do something else for as long as they like. The
+  // caller must not hold the GIL: the destructors of backends join threads that may wait for it.
   ~Communicator();
 
   int rank() const { return connections_.rank(); }
@@ -62,12 +66,8 @@ class Communicator {
   // Throws Error if the communicator is closed.
   void submit(Job job, bool caller_waits);
 
-  // Waits for what is under way, ends the threads and lets go of the backends. The caller must not
-  // hold the GIL: their destructors join threads that may be waiting for it.
-  void close();
-
-  // Ends what is under way with an error, then closes: for the end of the process, when the other
-  // ranks may never answer. The caller must not hold the GIL.
+  // Ends what is under way with an error, and all threads, and lets go of the backends: for the end
+  // of the process, when the other ranks may never answer. The caller must not hold the GIL.
   void abort();
 
   // Whether a fork copied it from another process, in which its threads are.
@@ -76,11 +76,19 @@ class Communicator {
   // Throws PeerError if `peer` has ended, or what became of an exchange that failed.
   void check(int peer) const { connections_.check(peer); }
 
+  // What the ranks do between exchanges has failed: tells the others. Exchanges that were submitted
+  // before go on, later ones fail. Of no effect after another failure.
+  void fail(const std::string& text);
+
   ExchangeRecord& record() { return record_; }
   const ExchangeRecord& record() const { return record_; }
 
  private:
   struct Lane;
+  // Waits for what is under way, and ends the threads.
+  void close();
+  // With the lock.
+  bool is_idle() const;
   void run_lane(Lane& lane);
   // Runs a job of a lane that was marked as busy.
   void run_job(Lane& lane, Job& job);
@@ -93,6 +101,7 @@ class Communicator {
   ExchangeRecord record_;
   std::mutex mutex_;  // guards everything below and the lanes' queues
   std::condition_variable changed_;
+  Place num_submitted_;  // jobs, by lane
   bool closed_ = false;
 };
 

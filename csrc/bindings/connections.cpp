@@ -30,10 +30,6 @@ std::vector<at::Tensor> as_tensors(std::byte* bytes, size_t size) {
   return {at::from_blob(bytes, {static_cast<int64_t>(size)}, at::kByte)};
 }
 
-std::string describe_end(int peer) {
-  return "rank " + std::to_string(peer) + " has ended, or closed its connection";
-}
-
 std::vector<int> watched_peers(int rank, int world_size) {
   std::vector<int> peers;
   for (int distance = 1; distance < world_size; ++distance) {
@@ -43,16 +39,25 @@ std::vector<int> watched_peers(int rank, int world_size) {
   return peers;
 }
 
+[[noreturn]] void throw_news(const News& news) {
+  constexpr auto* kConsequence =
+      "a synchronization has failed, so that the ranks are out of step; restart from a checkpoint. "
+      "The failure: ";
+  if (news.is_mismatch) FASTCOMM_THROW(MismatchError, kConsequence << news.text);
+  FASTCOMM_THROW(PeerError, kConsequence << news.text);
+}
+
 }  // namespace
 
-Connections::Connections(std::vector<c10::intrusive_ptr<c10d::Backend>> backends, Tag num_tags,
-                         std::chrono::milliseconds timeout)
+Connections::Connections(std::vector<c10::intrusive_ptr<c10d::Backend>> backends, size_t num_lanes,
+                         Tag num_tags, std::chrono::milliseconds timeout)
     : backends_(std::move(backends)),
       rank_(backends_.empty() ? 0 : backends_[0]->getRank()),
       world_size_(backends_.empty() ? 1 : backends_[0]->getSize()),
       is_gloo_(!backends_.empty() && backends_[0]->getBackendName() == "gloo"),
       timeout_(std::clamp(timeout, kShortestTimeout, kForever)),
-      peers_(static_cast<size_t>(world_size_)) {
+      peers_(static_cast<size_t>(world_size_)),
+      lanes_(num_lanes) {
   if (!is_gloo_) return;  // what others do when a rank is gone is up to them
   const std::vector<int> watched = watched_peers(rank_, world_size_);
   for (const int rank : watched) peer(rank).is_watched = true;
@@ -61,7 +66,9 @@ Connections::Connections(std::vector<c10::intrusive_ptr<c10d::Backend>> backends
         backends_, num_tags, watched,
         Canaries::Callbacks{
             [this](int rank, bool is_last) { take_close(rank, is_last); },
-            [this](int rank, const std::string& text) { take_note(rank, Note::received(text)); },
+            [this](int rank, const std::string& text) {
+              take_note(rank, Note::received(rank, text));
+            },
         });
     deadlines_ = std::thread([this] { watch_deadlines(); });
     pthread_setname_np(deadlines_.native_handle(), "fastcomm-late");
@@ -72,27 +79,30 @@ Connections::Connections(std::vector<c10::intrusive_ptr<c10d::Backend>> backends
   }
 }
 
-Connections::Work Connections::send(int peer, Tag tag, std::span<const std::byte> bytes) {
-  check(peer);
+Connections::Work Connections::send(size_t lane, int peer, Tag tag,
+                                    std::span<const std::byte> bytes) {
   auto tensors = as_tensors(const_cast<std::byte*>(bytes.data()), bytes.size());
-  return start("sending to", peer, [&] {
+  return start({lane, "sending to", peer}, [&] {
     return backends_[static_cast<size_t>(rank_) % backends_.size()]->send(tensors, peer,
                                                                           static_cast<int>(tag));
   });
 }
 
-Connections::Work Connections::receive(int peer, Tag tag, std::span<std::byte> bytes) {
-  check(peer);
+Connections::Work Connections::receive(size_t lane, int peer, Tag tag, std::span<std::byte> bytes) {
   auto tensors = as_tensors(bytes.data(), bytes.size());
-  return start("receiving from", peer, [&] {
+  return start({lane, "receiving from", peer}, [&] {
     return backends_[static_cast<size_t>(peer) % backends_.size()]->recv(tensors, peer,
                                                                          static_cast<int>(tag));
   });
 }
 
 template <class Post>
-Connections::Work Connections::start(const char* what, int peer, Post&& post) {
-  Message message{what, peer, {}};
+Connections::Work Connections::start(Message message, Post&& post) {
+  {
+    const std::lock_guard lock(mutex_);
+    throw_if_failed(message.lane);
+    if (peer(message.peer).has_ended) FASTCOMM_THROW(PeerError, describe_end(message.peer));
+  }
   Work work;
   try {
     work = post();
@@ -101,7 +111,7 @@ Connections::Work Connections::start(const char* what, int peer, Post&& post) {
   }
   const std::lock_guard lock(mutex_);
   // What was found meanwhile was told to those that were under way only.
-  if (news_ || closed_) abort_quietly(*work);
+  if (lanes_[message.lane].has_failed() || closed_) abort_quietly(*work);
   under_way_.emplace(work.get(), std::move(message));
   return work;
 }
@@ -127,7 +137,8 @@ bool Connections::wait_once(c10d::Work& work, std::string& reason) {
     Message& message = under_way_.at(&work);
     const bool has_ended = peer(message.peer).has_ended;
     const bool is_late = !message.verdict.empty() && !has_ended;
-    if (news_ || closed_ || message.has_failed || is_late) return false;
+    const bool is_over = lanes_[message.lane].has_failed() || closed_;
+    if (is_over || message.has_failed || is_late) return false;
     message.deadline = Clock::now() + (has_ended ? kTimeToRead : timeout_ - time_to_answer());
     if (has_ended) changed_.notify_all();
   }
@@ -150,7 +161,7 @@ void Connections::forget(const Work& work) {
 
 void Connections::explain(const Message& message, const std::string& reason) {
   std::unique_lock lock(mutex_);
-  throw_if_failed();
+  throw_if_failed(message.lane);
   const std::string what = std::string(message.what) + " rank " + std::to_string(message.peer);
   const Peer& other = peer(message.peer);
   if (!message.verdict.empty() && !other.has_ended) {
@@ -158,34 +169,50 @@ void Connections::explain(const Message& message, const std::string& reason) {
                                    << " s, the timeout of the process group; " << message.verdict);
   }
   // The news of a failure, or the other canaries, may be a little later.
-  changed_.wait_for(lock, kTimeToEnd, [&] { return news_ || closed_ || other.has_ended; });
-  throw_if_failed();
+  const Lane& lane = lanes_[message.lane];
+  changed_.wait_for(lock, kTimeToEnd,
+                    [&] { return lane.has_failed() || closed_ || other.has_ended; });
+  throw_if_failed(message.lane);
   if (other.has_ended) FASTCOMM_THROW(PeerError, what << ": " << describe_end(message.peer));
   FASTCOMM_THROW(PeerError, what << " failed: " << reason);
 }
 
-void Connections::throw_if_failed() const {
-  if (!news_) return;
-  constexpr auto* kConsequence =
-      "a synchronization has failed, so that the ranks are out of step; restart from a checkpoint. "
-      "The failure: ";
-  if (news_->is_mismatch) FASTCOMM_THROW(MismatchError, kConsequence << news_->text);
-  FASTCOMM_THROW(PeerError, kConsequence << news_->text);
+std::string Connections::describe_end(int rank) const {
+  std::string text = "rank " + std::to_string(rank) + " has ended, or closed its connection";
+  // It may have done so because of them.
+  if (peer(rank).has_ended_after_news) text += ", after a later failure: " + news_.front().text;
+  return text;
 }
 
-void Connections::check() const {
+void Connections::throw_if_failed(size_t lane) const {
+  // The first ones that came: later calls all report the same.
+  for (const News& news : news_) {
+    if (lanes_[lane].num_begun > news.num_before(lane)) throw_news(news);
+  }
+}
+
+void Connections::begin(size_t lane) {
   const std::lock_guard lock(mutex_);
-  throw_if_failed();
+  ++lanes_[lane].num_begun;
+  throw_if_failed(lane);
 }
 
 void Connections::check(int rank) const {
   const std::lock_guard lock(mutex_);
-  throw_if_failed();
+  if (!news_.empty()) throw_news(news_.front());
   if (peer(rank).has_ended) FASTCOMM_THROW(PeerError, describe_end(rank));
 }
 
 void Connections::fail(const News& news) {
-  if (end_all(news)) tell(news, rank_);
+  if (end_from(news)) tell(news, rank_);
+}
+
+void Connections::fail_first(const News& news) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!news_.empty()) return;
+  }
+  fail(news);
 }
 
 void Connections::tell(const News& news, int source) {
@@ -199,10 +226,10 @@ void Connections::take_note(int rank, const Note& note) {
     canaries_->send(rank, Note(own_state()).text());
   } else if (note.is_answer()) {
     const std::lock_guard lock(mutex_);
-    peer(rank).answer = note.answer();
+    peer(rank).answer = note.answer(world_size_);
     peer(rank).answered = Clock::now();
-  } else if (end_all(note.news())) {
-    tell(note.news(), rank);
+  } else if (const News news = note.news(); end_from(news)) {
+    tell(news, rank);
   }
 }
 
@@ -214,11 +241,19 @@ Answer Connections::own_state() {
   return {};
 }
 
-bool Connections::end_all(const News& news) {
+bool Connections::end_from(const News& news) {
   const std::lock_guard lock(mutex_);
-  if (news_) return false;
-  news_ = news;
-  for (const auto& [work, message] : under_way_) abort_quietly(*work);
+  bool is_new = false;
+  for (size_t lane = 0; lane < lanes_.size(); ++lane) {
+    if (news.num_before(lane) >= lanes_[lane].num_before) continue;
+    lanes_[lane].num_before = news.num_before(lane);
+    is_new = true;
+  }
+  if (!is_new) return false;
+  news_.push_back(news);
+  for (const auto& [work, message] : under_way_) {
+    if (lanes_[message.lane].has_failed()) abort_quietly(*work);
+  }
   changed_.notify_all();
   return true;
 }
@@ -234,6 +269,7 @@ void Connections::take_close(int rank, bool is_last) {
 void Connections::end(int rank) {
   peer(rank).end.reset();
   peer(rank).has_ended = true;
+  peer(rank).has_ended_after_news = !news_.empty();
   for (auto& [work, message] : under_way_) {
     if (message.peer == rank && message.deadline) message.deadline = Clock::now() + kTimeToRead;
   }

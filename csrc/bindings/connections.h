@@ -10,15 +10,21 @@
 //   takes too long, closes the connections to all ranks. Shortly before, the peer is asked. If it
 //   waits for another rank itself, it gets more time to find out: all are to blame the rank that
 //   does not answer, or does something else;
-// - an exchange failed, here or, as the news say, elsewhere: the ranks are out of step. Everything
-//   is aborted, and nothing is begun any more. The news are passed on and reach all ranks, which
-//   report them, but for ranks that fail themselves at the same moment.
+// - an exchange failed, here or, as the news say, elsewhere: the ranks are out of step from there
+//   on. It and all that come after it are aborted, and none is begun any more. Those before it go
+//   on: every rank takes part in them to the end, or has news of one of them, too. News are passed
+//   on and reach all ranks, which report them, but for ranks that fail themselves at the same
+//   moment.
+//
+// Each lane does its exchanges one after another. A rank that has failed in one of a lane may still
+// be in an earlier one of another lane, and another rank may be in an earlier one of the same lane.
 //
 // A message that is given up before it is complete stays until the connections are closed. Without
 // it, gloo would neither read nor write what comes after it on its connection: the news.
 
 #include <chrono>
 #include <condition_variable>
+#include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -42,31 +48,36 @@ class Connections {
   // `backends`: over the same ranks; a message uses the one numbered by its sender's rank, modulo
   // their number. None for a group of one rank, which sends nothing. `num_tags`: exchanges use the
   // tags below it.
-  Connections(std::vector<c10::intrusive_ptr<c10d::Backend>> backends, Tag num_tags,
-              std::chrono::milliseconds timeout);
+  Connections(std::vector<c10::intrusive_ptr<c10d::Backend>> backends, size_t num_lanes,
+              Tag num_tags, std::chrono::milliseconds timeout);
   ~Connections() { close(); }
 
   int rank() const { return rank_; }
   int world_size() const { return world_size_; }
   bool is_gloo() const { return is_gloo_; }
 
-  // Start a message, whose memory must stay until close(). Throw what check(int) throws.
-  Work send(int peer, Tag tag, std::span<const std::byte> bytes);
-  Work receive(int peer, Tag tag, std::span<std::byte> bytes);
+  // The lane begins an exchange: its first one, or the one after that which it began before.
+  // Throws PeerError, or MismatchError if ranks disagree, if this one or an earlier one has failed.
+  void begin(size_t lane);
 
-  // Returns when a message is complete. Throws what check(int) throws; PeerError if it takes
-  // longer than the timeout.
+  // Start a message of a lane, whose memory must stay until close(). Throw what begin() throws;
+  // PeerError if the peer has ended.
+  Work send(size_t lane, int peer, Tag tag, std::span<const std::byte> bytes);
+  Work receive(size_t lane, int peer, Tag tag, std::span<std::byte> bytes);
+
+  // Returns when a message is complete. Throws what send() throws; PeerError if it takes longer
+  // than the timeout.
   void wait(const Work& work);
   // Every message that was started must be handed back, whether it was waited for or not.
   void forget(const Work& work);
 
-  // An exchange of this rank has failed: tells the others, and ends what else is under way.
+  // An exchange of this rank has failed: tells the others, and ends it and those after it.
   void fail(const News& news);
+  // The same, if nothing has failed yet.
+  void fail_first(const News& news);
   // Ends what is under way on this rank, and begins nothing any more.
-  void abort(const std::string& reason) { end_all({false, reason}); }
-  // Throws PeerError, or MismatchError if ranks disagree, if an exchange has failed.
-  void check() const;
-  // As check(); throws PeerError if `rank` has ended, too.
+  void abort(const std::string& reason) { end_from({false, reason}); }
+  // Throws if any exchange has failed, what begin() would; PeerError if `rank` has ended.
   void check(int rank) const;
 
   // Ends what is under way and all threads, and lets go of the backends. The caller must not hold
@@ -75,13 +86,22 @@ class Connections {
 
  private:
   using Clock = std::chrono::steady_clock;
+  static constexpr uint64_t kAll = std::numeric_limits<uint64_t>::max();
+
+  struct Lane {
+    uint64_t num_begun = 0;      // exchanges; the last of them may be under way
+    uint64_t num_before = kAll;  // of its exchanges, before the first that has failed somewhere
+    bool has_failed() const { return num_begun > num_before; }
+  };
+
   struct Message {
+    size_t lane;
     const char* what;
     int peer;
-    std::optional<Clock::time_point> deadline;  // while somebody waits for it
-    int num_questions = 0;                      // to its peer, since the wait is long
-    Clock::time_point asked;                    // when the latest was
-    std::string verdict;                        // why it was aborted after its deadline
+    std::optional<Clock::time_point> deadline = {};  // while somebody waits for it
+    int num_questions = 0;                           // to its peer, since the wait is long
+    Clock::time_point asked = {};                    // when the latest was
+    std::string verdict = {};                        // why it was aborted after its deadline
     bool is_complete = false;
     bool has_failed = false;  // says the backend
   };
@@ -90,6 +110,7 @@ class Connections {
     bool is_watched = false;                    // has canaries
     std::optional<Clock::time_point> end = {};  // some canary failed: when it has ended for sure
     bool has_ended = false;
+    bool has_ended_after_news = false;
     std::optional<Answer> answer = {};
     Clock::time_point answered = {};
   };
@@ -97,7 +118,7 @@ class Connections {
   Peer& peer(int rank) { return peers_[static_cast<size_t>(rank)]; }
   const Peer& peer(int rank) const { return peers_[static_cast<size_t>(rank)]; }
   template <class Post>
-  Work start(const char* what, int peer, Post&& post);
+  Work start(Message message, Post&& post);
   // Whether the message is complete; else it was aborted, or failed: `reason` says what the backend
   // says then.
   bool wait_once(c10d::Work& work, std::string& reason);
@@ -105,7 +126,8 @@ class Connections {
   [[noreturn]] void explain(const Message& message, const std::string& reason);
 
   // With the lock.
-  void throw_if_failed() const;
+  std::string describe_end(int rank) const;
+  void throw_if_failed(size_t lane) const;
   void end(int rank);
   // Handles a message whose deadline is over; returns whether its peer is to be asked.
   bool ask_or_abort(c10d::Work& work, Message& message);
@@ -113,8 +135,8 @@ class Connections {
 
   // Without it.
   void take_close(int rank, bool is_last);
-  // False if something had failed before.
-  bool end_all(const News& news);
+  // False if nothing ends that had not failed before.
+  bool end_from(const News& news);
   void tell(const News& news, int source);  // all but the source
   void take_note(int rank, const Note& note);
   Answer own_state();
@@ -131,7 +153,8 @@ class Connections {
   std::map<c10d::Work*, Message> under_way_;
   std::vector<Work> given_up_;
   std::vector<Peer> peers_;  // by rank
-  std::optional<News> news_;
+  std::vector<Lane> lanes_;
+  std::vector<News> news_;  // in the order in which they came; each ended something
   bool closed_ = false;
   std::thread deadlines_;
   std::unique_ptr<Canaries> canaries_;

@@ -244,7 +244,8 @@ PYBIND11_MODULE(_C, module) {
                  new Communicator(backends, num_lanes, timeout));
            }),
            py::arg("backends"), py::arg("num_lanes"), py::arg("timeout"))
-      .def("check", &Communicator::check, py::arg("peer"));
+      .def("check", &Communicator::check, py::arg("peer"))
+      .def("fail", &Communicator::fail, py::arg("text"), NoGil());
   define_communicator(communicator, all_reduce);
   Class<StreamCommunicator> on_stream(module, "StreamCommunicator");
   on_stream.def(

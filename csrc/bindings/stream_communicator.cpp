@@ -14,6 +14,9 @@ namespace {
 
 constexpr int kNumLanes = 2;
 
+// How long exchanges that nobody waits for any more have to complete.
+constexpr double kSecondsToComplete = 0.5;
+
 }  // namespace
 
 StreamCommunicator::StreamCommunicator(c10::intrusive_ptr<c10d::Backend> backend,
@@ -32,6 +35,8 @@ StreamCommunicator::StreamCommunicator(c10::intrusive_ptr<c10d::Backend> backend
 }
 
 StreamCommunicator::~StreamCommunicator() {
+  // A rank that is gone, or does something else, would be waited for.
+  if (!is_done_within(kSecondsToComplete)) abort_backend();
   try {
     for (const auto& lane : lanes_) lane->codecs->synchronize();
   } catch (const std::exception&) {
@@ -41,10 +46,13 @@ StreamCommunicator::~StreamCommunicator() {
 }
 
 bool StreamCommunicator::finish(double seconds) {
+  const std::lock_guard lock(mutex_);
+  return failure_.empty() && is_done_within(seconds);
+}
+
+bool StreamCommunicator::is_done_within(double seconds) const {
   using Clock = std::chrono::steady_clock;
   const auto end = Clock::now() + std::chrono::duration<double>(seconds);
-  const std::lock_guard lock(mutex_);
-  if (!failure_.empty()) return false;
   try {
     while (!std::ranges::all_of(lanes_, [](const auto& lane) { return lane->codecs->is_done(); })) {
       if (Clock::now() > end) return false;

@@ -35,7 +35,7 @@ class StreamCommunicator {
  public:
   // `backend`: NCCL, used by nobody else; nullptr for a group of one rank.
   StreamCommunicator(c10::intrusive_ptr<c10d::Backend> backend, c10::Device device);
-  // Waits for what is enqueued. The caller must not hold the GIL.
+  // Ends what is enqueued, unless it is complete in a moment. The caller must not hold the GIL.
   ~StreamCommunicator();
 
   int rank() const { return groups_.rank(); }
@@ -68,6 +68,8 @@ class StreamCommunicator {
 
   void exchange(Lane& lane, int lane_index, const BucketTensors& tensors, const Momentum& momentum,
                 const BucketPlan& plan, float factor, ExchangeId id);
+  // With the lock, or when nobody else uses the object.
+  bool is_done_within(double seconds) const;
   void abort_backend();
 
   const c10::Device device_;

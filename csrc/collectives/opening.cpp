@@ -5,6 +5,7 @@
 #include <string>
 
 #include "core/check.h"
+#include "core/printable.h"
 
 namespace fastcomm {
 namespace {
@@ -23,7 +24,7 @@ Record make_record(const std::string& text) {
 
 std::string text_of(std::span<const std::byte> record) {
   const auto* text = reinterpret_cast<const char*>(record.data());
-  return {text, std::find(text, text + record.size(), '\0')};
+  return printable({text, std::find(text, text + record.size(), '\0')});
 }
 
 }  // namespace
