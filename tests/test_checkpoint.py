@@ -147,8 +147,7 @@ def save_as_stateful(folder: str) -> str:
 
 
 def test_state_that_dcp_saved_without_ranks_is_refused(tmp_path: Path) -> None:
-    saved, not_saved = ranks.run(2, save_as_stateful, str(tmp_path))
-    assert "saved by rank 0, this is rank 1" in not_saved
-    assert "checksum" in saved  # DCP loads what a new state has, which are no residuals
-    for message in (saved, not_saved):
+    messages = ranks.run(2, save_as_stateful, str(tmp_path))
+    assert any("the state was saved by rank" in message for message in messages)
+    for message in messages:  # also of the rank that was saved: a new state has no residuals yet
         assert "use fastcomm.sharded_state_dict" in message
