@@ -40,6 +40,7 @@ def _impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mnist_download, "SLOW_AFTER_SECONDS", 0.2)
     # A machine with much else to do takes a while for a good one, too.
     monkeypatch.setattr(mnist_download, "SLOW_BYTES_PER_SECOND", 500)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
 class Mirror:
