@@ -8,8 +8,9 @@ PYTHON ?= python3
 #   make test TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 TORCH ?= torch==2.13.0
 
-# Of `make demo`: EPOCHS=4 is the full run; DATA=digits needs no download; MNIST is the folder of
-# its files, if they are there already.
+# Of `make demo`: EPOCHS=4 is the full run of MNIST. Where MNIST cannot be downloaded, scikit-learn's
+# digits are trained, by a schedule of their own, as with DATA=digits, which asks no mirror. MNIST is
+# the folder of MNIST's files, if they are there already.
 WORLD ?= 2
 RATE ?= 100mbit
 DATA ?= auto
@@ -34,7 +35,7 @@ CPP_FILES = $(shell find csrc tests/cpp tests/cuda_emulation tests/fuzz -name '*
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
-demo: $(VENV)/.with-demo  ## train MNIST with and without compression, write demo.png; EPOCHS= WORLD= RATE= DATA= MNIST=
+demo: $(VENV)/.with-demo  ## train with and without compression, write demo.png; EPOCHS= WORLD= RATE= DATA=digits MNIST=
 	$(BIN)/python examples/mnist_ddp.py --compare --json demo.json --world $(WORLD) --rate $(RATE) --data $(DATA) \
 	  $(if $(MNIST),--data-root $(MNIST)) $(if $(EPOCHS),--epochs $(EPOCHS))
 

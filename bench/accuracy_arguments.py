@@ -16,7 +16,7 @@ import torch
 import fastcomm
 from accuracy_tasks import OPTIMIZERS, RECIPES, load_task
 from accuracy_training import Job, parse_codec, simulate, split_commas
-from mnist_data import default_folder, find_mnist, prepare_mnist
+from mnist_download import default_folder, find_mnist, prepare_mnist
 
 T = TypeVar("T")
 

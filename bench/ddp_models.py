@@ -19,7 +19,8 @@ import torch
 from torch import nn
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "examples"))
-from mnist_data import ShardedBatches, find_mnist, load_mnist
+from mnist_data import ShardedBatches, load_mnist
+from mnist_download import find_mnist
 from mnist_model import MnistCnn
 from rank_checks import KnownGradients
 

@@ -22,12 +22,17 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from rich.console import Console
-from rich.markup import escape
-
-from mnist_data import default_folder, prepare_mnist
-from mnist_picture import draw_picture, print_table
+import mnist_recipe
+from mnist_download import default_folder, prepare_mnist
+from mnist_picture import draw_picture
+from mnist_recipe import Recipe
 from mnist_report import Row
+from mnist_requirements import demo_extra
+from mnist_table import print_table
+
+with demo_extra():
+    from rich.console import Console
+    from rich.markup import escape
 
 # The link belongs to the benchmarks, which are scripts and no package.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
@@ -36,7 +41,6 @@ from shaped_link import ShapedLink, ShapeSupport, can_shape, parse_rate
 
 SHORT_METHODS = "none,fp16-hook,int8,int4,topk:0.01"
 FULL_METHODS = f"{SHORT_METHODS},powersgd"
-SHORT_RUN_STEPS = 200
 _TRAINING_SCRIPT = Path(__file__).resolve().parent / "mnist_ddp.py"
 _console = Console()
 
@@ -138,7 +142,7 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     add("--world", type=int, default=2, help="ranks (default 2)")
     add("--rate", default="100mbit", help="100mbit (default), 1gbit, ...; none: unshaped")
     add("--epochs", type=int, help="the full run, for so many epochs")
-    add("--steps", type=int, help=f"default {SHORT_RUN_STEPS} when there is no --epochs")
+    add("--steps", type=int, help="where there is no --epochs; the default goes by the data")
     add("--seeds", default="0", help="several, as in 0,1,2: mean and range are shown")
     add("--data-root", type=Path, help="folder with the MNIST IDX files, or for the download")
     add("--data", choices=("auto", "digits"), default="auto", help="digits: scikit-learn's")
@@ -153,19 +157,21 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     return arguments, other_options
 
 
-def _data_options(arguments: argparse.Namespace) -> list[str]:
+def _data_options(arguments: argparse.Namespace) -> tuple[list[str], Recipe]:
     # Here and not in the ranks, because a shaped link leads nowhere else.
     folder = arguments.data_root if arguments.data_root is not None else default_folder()
     if arguments.data == "auto" and prepare_mnist(folder):
         _console.print(f"data: MNIST, {folder}", markup=False, highlight=False)
-        return ["--data-root", str(folder.resolve())]
-    _console.print("data: [yellow]NOT MNIST[/], but scikit-learn's digits", highlight=False)
-    return ["--data", "digits"]
+        return ["--data-root", str(folder.resolve())], mnist_recipe.MNIST
+    with demo_extra():
+        import sklearn  # type: ignore[import-untyped]  # noqa: F401  # ranks would fail one by one
+    _console.print("data: scikit-learn's digits, [yellow]NOT MNIST[/]", highlight=False)
+    return ["--data", "digits"], mnist_recipe.SMALL_DIGITS
 
 
-def _length_options(arguments: argparse.Namespace) -> list[str]:
+def _length_options(arguments: argparse.Namespace, recipe: Recipe) -> list[str]:
     if arguments.steps is not None or arguments.epochs is None:
-        return ["--steps", str(arguments.steps or SHORT_RUN_STEPS)]
+        return ["--steps", str(arguments.steps or recipe.comparison_steps)]
     return ["--epochs", str(arguments.epochs)]
 
 
@@ -200,7 +206,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _end_by_exception)
     wanted = arguments.rate != "none"
     shaped, obstacle = can_shape() if wanted else ShapeSupport(False, "asked for with --rate none")
-    options = [*_data_options(arguments), *_length_options(arguments), *other_options]
+    data_options, recipe = _data_options(arguments)
+    options = [*data_options, *_length_options(arguments, recipe), *other_options]
     options += ["--link-rate", arguments.rate if shaped else "unshaped", "--quiet"]
     try:
         with ShapedLink(arguments.world, arguments.rate) if shaped else nullcontext() as link:

@@ -2,35 +2,39 @@
 
 Looked for in this order: IDX files (plain or .gz) in the data folder, a download whose checksums
 are verified, the 8x8 digits that scikit-learn carries, upscaled so that the same network runs.
+Each comes with the recipe by which it is trained.
 """
 
 import gzip
-import logging
 import os
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
-MIRROR = "https://ossci-datasets.s3.amazonaws.com/mnist/"
-# The canonical files and their MD5 sums.
-MNIST_FILES = {
-    "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
-    "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
-    "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
-    "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
-}
-_CONNECT_TIMEOUT_SECONDS = 4
+import mnist_recipe
+from mnist_download import MNIST_FILES, default_folder, existing_file, find_mnist, prepare_mnist
+from mnist_recipe import Recipe
+from mnist_requirements import demo_extra
+
+with demo_extra():
+    import numpy as np
+
 _IMAGE_SIDE = 28
 
 
 @dataclass(frozen=True)
 class Digits:
-    """Images (uint8, samples x 28 x 28) with their labels, in memory, and where they are from."""
+    """Images (uint8, samples x 28 x 28) with their labels, in memory.
+
+    Attributes:
+        name: of the data set, for people.
+        source: where it is from.
+        recipe: how it is best trained.
+    """
 
     train_images: torch.Tensor
     train_labels: torch.Tensor
@@ -38,52 +42,17 @@ class Digits:
     test_labels: torch.Tensor
     name: str
     source: str
+    recipe: Recipe
 
     def to(self, device: torch.device) -> "Digits":
         """Return the same data on ``device``."""
-        return Digits(
-            self.train_images.to(device),
-            self.train_labels.to(device),
-            self.test_images.to(device),
-            self.test_labels.to(device),
-            self.name,
-            self.source,
+        return replace(
+            self,
+            train_images=self.train_images.to(device),
+            train_labels=self.train_labels.to(device),
+            test_images=self.test_images.to(device),
+            test_labels=self.test_labels.to(device),
         )
-
-
-def find_mnist(folder: Path) -> bool:
-    """Say whether all four IDX files, packed or not, lie in ``folder``."""
-    return all(_existing_file(folder, name) is not None for name in MNIST_FILES)
-
-
-def download_mnist(folder: Path) -> bool:
-    """Download what is missing in ``folder`` and verify it; False, and why, where that fails."""
-    import pooch  # type: ignore[import-untyped]
-
-    pooch.get_logger().setLevel(logging.ERROR)
-    downloader = pooch.HTTPDownloader(timeout=_CONNECT_TIMEOUT_SECONDS)
-    for name, md5 in MNIST_FILES.items():
-        if _existing_file(folder, name) is not None:
-            continue
-        try:
-            pooch.retrieve(MIRROR + name, f"md5:{md5}", name, folder, downloader=downloader)
-        except OSError as error:
-            print(
-                f"MNIST could not be downloaded from {MIRROR} ({type(error).__name__})", flush=True
-            )
-            return False
-        except ValueError as error:  # not the canonical file
-            print(f"MNIST was not downloaded: {error}", flush=True)
-            return False
-    return True
-
-
-def prepare_mnist(folder: Path) -> bool:
-    """Say whether MNIST lies in ``folder``, after downloading it if needed.
-
-    Only one process of a machine should call this: the files are written in place.
-    """
-    return find_mnist(folder) or download_mnist(folder)
 
 
 def load_on_every_rank(choice: str, data_root: Path | None, device: torch.device) -> Digits:
@@ -99,24 +68,29 @@ def load_on_every_rank(choice: str, data_root: Path | None, device: torch.device
     return (load_small_digits() if missing.item() else load_mnist(folder)).to(device)
 
 
-def default_folder() -> Path:
-    """Return the folder for downloads when none is given: the user's cache."""
-    import pooch
-
-    return Path(pooch.os_cache("fastcomm")) / "mnist"
-
-
 def load_mnist(folder: Path) -> Digits:
     """Read the four IDX files in ``folder``."""
     train_images, train_labels, test_images, test_labels = (
         _read_idx(folder, name) for name in MNIST_FILES
     )
-    return Digits(train_images, train_labels, test_images, test_labels, "MNIST", str(folder))
+    return Digits(
+        train_images,
+        train_labels,
+        test_images,
+        test_labels,
+        name="MNIST",
+        source=str(folder),
+        recipe=mnist_recipe.MNIST,
+    )
 
 
 def load_small_digits() -> Digits:
-    """Return scikit-learn's 1797 digits, upscaled to 28 x 28, every fifth of them for testing."""
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+    """Return scikit-learn's 1797 digits, upscaled to 28 x 28, every other one for testing.
+
+    So many for testing, because of fewer a percent would be a handful, and chance.
+    """
+    with demo_extra():
+        from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
     pixels, labels = load_digits(return_X_y=True)
     small = torch.from_numpy(pixels).float().reshape(-1, 1, 8, 8) * (255 / 16)
@@ -124,10 +98,15 @@ def load_small_digits() -> Digits:
     images = torch.nn.functional.interpolate(small, side, mode="bilinear").squeeze(1)
     images = images.round().to(torch.uint8)
     classes = torch.from_numpy(labels).long()
-    testing = torch.arange(len(classes)) % 5 == 0
-    name, source = "scikit-learn's digits (not MNIST)", "scikit-learn, 8 x 8 pixels, upscaled"
+    testing = torch.arange(len(classes)) % 2 == 0
     return Digits(
-        images[~testing], classes[~testing], images[testing], classes[testing], name, source
+        images[~testing],
+        classes[~testing],
+        images[testing],
+        classes[testing],
+        name="scikit-learn's digits (not MNIST)",
+        source="scikit-learn, 8 x 8 pixels, upscaled",
+        recipe=mnist_recipe.SMALL_DIGITS,
     )
 
 
@@ -177,7 +156,7 @@ class ShardedBatches:
         """Go on from there, with any number of ranks: no sample of the epoch comes twice."""
         self._epoch, self._position = state_dict["epoch"], state_dict["position"]
 
-    def test_batches(self, batch_size: int = 100) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def test_batches(self, batch_size: int = 50) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield this rank's part of the test set, every sample on exactly one rank."""
         images = self._digits.test_images[self._rank :: self._world_size]
         labels = self._digits.test_labels[self._rank :: self._world_size]
@@ -213,15 +192,8 @@ class Normalization:
         return ((images.float() - self.mean) / self.std).unsqueeze(1)
 
 
-def _existing_file(folder: Path, name: str) -> Path | None:
-    for path in (folder / name, folder / name.removesuffix(".gz")):
-        if path.is_file():
-            return path
-    return None
-
-
 def _read_idx(folder: Path, name: str) -> torch.Tensor:
-    path = _existing_file(folder, name)
+    path = existing_file(folder, name)
     if path is None:
         raise FileNotFoundError(f"{folder / name} is missing")
     content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()

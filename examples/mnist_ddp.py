@@ -15,13 +15,13 @@ import statistics
 import sys
 import time
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
+from mnist_arguments import parse_arguments
 from mnist_checkpoint import Checkpoint, CheckpointFolder
 from mnist_data import Digits, ShardedBatches, load_on_every_rank
 from mnist_device import describe_device, get_random_state, join_ranks, set_random_state
@@ -47,6 +47,7 @@ class Trainer:
         epoch_steps = self.batches.batches_per_epoch
         num_steps = arguments.steps or arguments.epochs * epoch_steps
         self.progress = TrainingProgress(total_samples=num_steps * self.batches.samples_per_step)
+        self.warmup_share = digits.recipe.warmup_share
         self.losses: list[float] = []  # since the last evaluation
         self.device = device
         torch.manual_seed(arguments.seed)
@@ -80,8 +81,9 @@ class Trainer:
         samples_left = self.progress.total_samples - self.progress.samples_seen
         self.steps_left = math.ceil(samples_left / self.batches.samples_per_step)
         self.num_steps = self.progress.step + self.steps_left
-        num_evaluations = min(max(10 * self.num_steps // epoch_steps, 8), 40)
-        self.evaluate_every = arguments.evaluate_every or max(self.num_steps // num_evaluations, 1)
+        self.evaluate_every = arguments.evaluate_every or digits.recipe.evaluate_every(
+            self.num_steps, epoch_steps
+        )
         self.display = TrainingDisplay(arguments.codec, self.num_steps, shown=rank == 0)
 
     def train(self) -> TrainingProgress:
@@ -114,7 +116,7 @@ class Trainer:
                     self.losses.clear()
                 if saves:
                     self._save(counted)
-                if evaluates and self._is_good_enough():
+                if evaluates and (progress.is_lost or self._is_good_enough()):
                     break
                 dist.barrier()
                 self.meter.resume()
@@ -168,11 +170,11 @@ class Trainer:
         self.progress.resumed.append(resumed)
 
     def _learning_rate_share(self, _: int) -> float:
-        """Share of the peak: it rises for a tenth of the run, then falls as a parabola."""
+        """Share of the peak: it rises in the warm-up of the run, then falls as a parabola."""
         step_samples = self.batches.samples_per_step
         samples = self.progress.samples_seen + step_samples
         done = samples / (self.progress.total_samples + step_samples)
-        rising = 0.1
+        rising = self.warmup_share
         left = (1 - done) / (1 - rising)
         return done / rising if done < rising else left * left
 
@@ -181,7 +183,7 @@ class Trainer:
         with self.autocast:
             loss = cross_entropy(self.model(images), labels)
         self.optimizer.zero_grad()
-        # Meanwhile DDP synchronises the gradients.
+        # Meanwhile DDP synchronizes the gradients.
         if self.hook_state is not None:
             self.hook_state.grad_scale(self.scaler)  # what compression left out is scaled, too
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
@@ -218,45 +220,9 @@ class Trainer:
         return row | {f"wire_bytes_{source}": mean for source, mean in means.items()}
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--codec", default="int8", help="default int8")
-    add("--algorithm", default="auto", help="ring, gather or auto (default)")
-    add("--data-root", type=Path, help="folder with the MNIST IDX files, or for the download")
-    add("--data", choices=("auto", "digits"), default="auto", help="digits: scikit-learn's")
-    add("--epochs", type=int, default=4)
-    add("--steps", type=int, help="train for so many steps, not for epochs")
-    add("--batch-size", type=int, default=64, help="samples per rank and step (default 64)")
-    add("--lr", type=float, default=0.1, help="peak learning rate (default 0.1)")
-    add("--seed", type=int, default=0)
-    add("--evaluate-every", type=int, help="steps between tests (default: 8 to 40 tests in all)")
-    add("--until", type=float, metavar="PERCENT", help="stop at this test accuracy")
-    add("--amp", action="store_true", help="autocast: f16 with GradScaler on cuda, bf16 on cpu")
-    add("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: ranks may share GPUs")
-    add("--link-rate", default="unshaped", help="rate of the link, to be noted in the JSON file")
-    add("--quiet", action="store_true", help="do not say which data is used")
-    add("--json", type=Path, help="write the result here")
-    add(
-        "--checkpoint",
-        type=Path,
-        metavar="FOLDER",
-        help="save checkpoints here and go on from the latest one, with any number of ranks; all "
-        "hosts must see the folder",
-    )
-    add("--checkpoint-every", type=int, default=100, metavar="STEPS", help="default 100")
-    arguments = parser.parse_args()
-    if arguments.checkpoint is not None and is_powersgd(arguments.codec):
-        parser.error("--checkpoint: what PowerSGD keeps would be lost")
-    return arguments
-
-
 def main() -> None:
     """Train as one rank of a group that torchrun (or --compare) started."""
-    arguments = parse_arguments()
+    arguments = parse_arguments(__doc__)
     if "RANK" not in os.environ:
         sys.exit("start it with: torchrun --nproc-per-node=2 examples/mnist_ddp.py, or --compare")
     device = join_ranks(arguments.device)
@@ -264,6 +230,7 @@ def main() -> None:
         digits = load_on_every_rank(arguments.data, arguments.data_root, device)
         if dist.get_rank() == 0 and not arguments.quiet:
             print(f"data: {digits.name}, {digits.source}", flush=True)
+        digits.recipe.complete(arguments)
         trainer = Trainer(arguments, device, digits)
         if dist.get_rank() == 0 and trainer.progress.resumed:
             print(f"resumed after step {trainer.progress.step}", flush=True)
@@ -278,13 +245,14 @@ def main() -> None:
                 "data_source": digits.source,
                 "batch_size_per_rank": arguments.batch_size,
                 "peak_learning_rate": arguments.lr,
+                "recipe_learning_rate": digits.recipe.learning_rate,
                 "seed": arguments.seed,
                 "amp": arguments.amp,
                 **describe_device(device),
                 **describe_machine(),
-                **progress.summary(trainer.meter.best_source),
+                **progress.summary(trainer.meter.best_source, digits.recipe.target_percent),
             }
-            content = {"run": run, "rows": progress.rows}
+            content = {"run": run, "rows": progress.rows_for_json()}
             arguments.json.write_text(json.dumps(content, indent=1) + "\n")
     finally:
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""The network of the example, and the ways in which its gradients can be synchronised."""
+"""The network of the example, and the ways in which its gradients can be synchronized."""
 
 from typing import Any
 
@@ -38,7 +38,7 @@ def bf16_hook(
 
 
 def set_gradient_sync(model: DistributedDataParallel, codec: str, algorithm: str) -> Any | None:
-    """Choose how the model's gradients are synchronised; return fastcomm's state where it is it."""
+    """Choose how the model's gradients are synchronized; return fastcomm's state where it is it."""
     if codec == "none":
         return None
     if codec == "fp16-hook":

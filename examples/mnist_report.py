@@ -1,5 +1,6 @@
 """What a training run reports: the bytes it sent, its live progress, the machine it ran on."""
 
+import math
 import os
 import platform
 import statistics
@@ -9,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch import nn
+
+from mnist_requirements import demo_extra
+
+with demo_extra():
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 Row = dict[str, Any]
 
@@ -19,8 +24,6 @@ Row = dict[str, Any]
 # say it, and how many steps at the start it sends uncompressed.
 _POWERSGD_RANK = 2
 POWERSGD_PLAIN_STEPS = 10
-
-TARGET_ACCURACY_PERCENT = 99.0
 
 INTERFACE, FASTCOMM, COMPUTED = "interface", "fastcomm", "computed"
 
@@ -37,22 +40,42 @@ class TrainingProgress:
     rows: list[Row] = field(default_factory=list)  # of the evaluations
     resumed: list[Row] = field(default_factory=list)  # from a checkpoint: step and world_size
 
-    def summary(self, wire_bytes_source: str) -> Row:
-        """Return the figures of the whole run."""
-        target = TARGET_ACCURACY_PERCENT
+    @property
+    def is_lost(self) -> bool:
+        """Whether the loss is not finite, from which no training comes back."""
+        return bool(self.rows) and not math.isfinite(self.rows[-1]["loss"])
+
+    def rows_for_json(self) -> list[Row]:
+        """Return the rows with null for a loss that is not finite, which JSON has no number for."""
+        return [
+            row | {"loss": row["loss"] if math.isfinite(row["loss"]) else None} for row in self.rows
+        ]
+
+    def summary(self, wire_bytes_source: str, target: float) -> Row:
+        """Return the figures of the whole run; ``target`` is a test accuracy in percent."""
         reached = [row for row in self.rows if row["test_accuracy_percent"] >= target]
         return {
+            "steps": self.step,
+            "final_test_accuracy_percent": self.rows[-1]["test_accuracy_percent"],
+            "loss_not_finite_by_step": self.rows[-1]["step"] if self.is_lost else None,
             "best_test_accuracy_percent": max(row["test_accuracy_percent"] for row in self.rows),
             "target_accuracy_percent": target,
             "seconds_to_target": reached[0]["seconds_training"] if reached else None,
             "steps_to_target": reached[0]["step"] if reached else None,
             "step_time_median_ms": statistics.median(self.step_ms),
             "wire_bytes_per_step": self.rows[-1]["wire_bytes"] / self.rows[-1]["step"],
+            "wire_bytes_per_step_at_end": self._wire_bytes_per_step_at_end(),
             "wire_bytes_counted_by": wire_bytes_source,
             "seconds_training": self.rows[-1]["seconds_training"],
             "restarts": len(self.resumed),
             "resumed": self.resumed,
         }
+
+    def _wire_bytes_per_step_at_end(self) -> float:
+        """Bytes since the evaluation before the last: what warms up sends more before."""
+        before, last = [{"step": 0, "wire_bytes": 0.0}, *self.rows][-2:]
+        bytes_since, steps_since = (last[key] - before[key] for key in ("wire_bytes", "step"))
+        return float(bytes_since / steps_since)
 
 
 def is_powersgd(codec: str) -> bool:

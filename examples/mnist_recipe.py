@@ -1,0 +1,68 @@
+"""How each data set is trained where the command line does not say it otherwise.
+
+What suits MNIST is no default for other digits: at MNIST's learning rate scikit-learn's may fail to
+train even without compression.
+"""
+
+import argparse
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What suits a data set.
+
+    Attributes:
+        learning_rate: the peak, at most half of one at which plain DDP fails with some seeds.
+        warmup_share: of the run's samples, while which the learning rate rises to its peak.
+        batch_size: samples per rank and step.
+        epochs: of a run by itself.
+        comparison_steps: of each run of a short comparison.
+        evaluations: how many there are in an epoch, and how many at least and at most in a run.
+        target_percent: test accuracy, the time to which is told.
+    """
+
+    learning_rate: float
+    warmup_share: float
+    batch_size: int
+    epochs: int
+    comparison_steps: int
+    evaluations: tuple[int, int, int]
+    target_percent: float
+
+    def complete(self, arguments: argparse.Namespace) -> None:
+        """Fill in what the command line left open."""
+        given = vars(arguments)
+        for name, value in (
+            ("lr", self.learning_rate),
+            ("batch_size", self.batch_size),
+            ("epochs", self.epochs),
+        ):
+            if given[name] is None:
+                given[name] = value
+
+    def evaluate_every(self, num_steps: int, epoch_steps: int) -> int:
+        """Return after how many steps to evaluate again, in a run of so many."""
+        per_epoch, least, most = self.evaluations
+        num_evaluations = min(max(per_epoch * num_steps // epoch_steps, least), most)
+        return max(num_steps // num_evaluations, 1)
+
+
+MNIST = Recipe(
+    learning_rate=0.1,
+    warmup_share=0.1,
+    batch_size=64,
+    epochs=4,
+    comparison_steps=150,
+    evaluations=(10, 5, 40),
+    target_percent=99.0,
+)
+SMALL_DIGITS = Recipe(
+    learning_rate=0.02,
+    warmup_share=0.1,
+    batch_size=32,
+    epochs=15,
+    comparison_steps=200,
+    evaluations=(1, 8, 10),
+    target_percent=95.0,
+)
