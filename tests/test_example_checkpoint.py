@@ -171,3 +171,51 @@ def find_nothing(folder: Path) -> None:
 
 def test_run_without_a_checkpoint_starts_anew(tmp_path: Path) -> None:
     ranks.run(2, find_nothing, tmp_path)
+
+
+# --- damage ---------------------------------------------------------------------------------------
+
+
+def go_on_after(folder: Path, damaged: list[str], what: str) -> int | str:
+    """Return the step of the checkpoint that is loaded when files of the newest are damaged."""
+    checkpoints = CheckpointFolder(folder, {"lr": 0.1})
+    for step in (3, 6):
+        checkpoints.save(step, {"step": step}, {"rank": dist.get_rank()})
+    if dist.get_rank() == 0:
+        for name in damaged:
+            file = folder / name
+            content = bytearray(file.read_bytes())
+            content[len(content) // 2] ^= 1
+            if what == "a file is gone":
+                file.unlink()
+            else:
+                file.write_bytes(content[: len(content) // 3] if what == "cut" else content)
+    dist.barrier()
+    try:
+        found = checkpoints.load_latest(CPU)
+    except ValueError as error:
+        return str(error)
+    assert found is not None
+    assert found.own == {"rank": dist.get_rank()}
+    return int(found.shared["step"])
+
+
+@pytest.mark.filterwarnings("ignore:the checkpoint step")
+@pytest.mark.parametrize("what", ["a bit", "cut", "a file is gone"])
+@pytest.mark.parametrize("file", ["rank-0.pt", "rank-1.pt", "shared.pt", "rank-1.crc32"])
+def test_damage_on_any_rank_takes_all_to_the_checkpoint_before(
+    what: str, file: str, tmp_path: Path
+) -> None:
+    damaged = [f"step-00000006/{file}"]
+    assert ranks.run(2, go_on_after, tmp_path, damaged, what) == [3, 3]
+
+
+@pytest.mark.filterwarnings("ignore:the checkpoint step")
+def test_damage_of_all_checkpoints_is_said(tmp_path: Path) -> None:
+    damaged = ["step-00000003/shared.pt", "step-00000006/rank-1.pt"]
+    for message in ranks.run(2, go_on_after, tmp_path, damaged, "a bit"):
+        assert "all checkpoints in" in str(message)
+
+
+def test_what_is_not_damaged_is_the_newest(tmp_path: Path) -> None:
+    assert ranks.run(2, go_on_after, tmp_path, [], "a bit") == [6, 6]
