@@ -1,90 +1,130 @@
-// The decoding loops for one instruction set; included by loops.inl.
+// Decoding of a dense codec, block by block, for one instruction set; included by loops.inl.
 //
 // A block is summed in a stash that stays in the L1 cache, then written once.
 
 namespace fastcomm::FASTCOMM_LOOPS_NAMESPACE {
 
 // out = to_result(factor * sum)
-template <class Element>
-FASTCOMM_INLINE_LOOP void scale_block(const float* __restrict__ sum, float factor, int count,
-                                      Element* __restrict__ out) {
-  for (int i = 0; i < count; ++i) out[i] = to_result<Element>(sum[i] * factor);
+template <int kElements, class Element>
+FASTCOMM_BLOCK_LOOP void write_block(const float* __restrict__ sum, float factor, bool streams,
+                                     void* result) {
+  alignas(64) Element stash[kElements];
+  auto* const memory = static_cast<Element*>(result);
+  Element* __restrict__ out = streams ? stash : memory;
+  for (int i = 0; i < kElements; ++i) out[i] = to_result<Element>(sum[i] * factor);
+  if (streams) stream(stash, memory, kElements);
 }
 
-// out = to_result(factor * (decode(section 0) + decode(section 1) + ...)), of one block, padding
-// included.
+// out = to_result(factor * decode(section)), of whole blocks.
 template <class C, class Element>
-FASTCOMM_INLINE_LOOP void sum_block(const DecodeArguments& arguments, int64_t block, int count,
-                                    int units, Element* __restrict__ out) {
-  auto section = [&](int index) {
-    return SectionView<C, const std::byte>(arguments.sections[index], arguments.num_elements);
-  };
-  const int padded_count = units * C::kElementsPerUnit;
-  const auto first = section(0);
-  if (!C::kIsRotated && arguments.num_sections == 1) {
-    const auto* __restrict__ codes = first.block_codes(block);
-    const BlockScale scale = block_scale<C>(first.scale(block));
+FASTCOMM_BLOCK_LOOP void decode_blocks(SectionView<C, const std::byte> section, int64_t first_block,
+                                       int64_t end_block, float factor, bool streams,
+                                       void* result) {
+  constexpr int kUnits = kBlockUnits<C>;
+  alignas(64) Element stash[C::kBlockElements];
+  for (int64_t block = first_block; block < end_block; ++block) {
+    auto* const memory = static_cast<Element*>(result) + block * C::kBlockElements;
+    Element* __restrict__ out = streams ? stash : memory;
+    const auto* __restrict__ codes = section.block_codes(block);
+    const BlockScale scale = block_scale<C>(section.scale(block));
     for (int plane = 0; plane < C::kElementsPerUnit; ++plane) {
-      for (int unit = 0; unit < units; ++unit) {
+      for (int unit = 0; unit < kUnits; ++unit) {
         const float value = C::dequantize(code_in<C>(codes[unit], plane), scale);
-        out[plane * units + unit] = to_result<Element>(value * arguments.factor);
+        out[plane * kUnits + unit] = to_result<Element>(value * factor);
       }
     }
-    return;
+    if (streams) stream(stash, memory, C::kBlockElements);
   }
-  alignas(64) float sum[C::kBlockElements];
-  add_block<C, false>(units, first.block_codes(block), first.scale(block), sum);
-  for (int index = 1; index < arguments.num_sections; ++index) {
-    const auto in = section(index);
-    add_block<C, true>(units, in.block_codes(block), in.scale(block), sum);
-  }
-  if constexpr (C::kIsRotated) {
-    // Through the rotation, the signs of NaNs would depend on the processor.
-    if (is_finite(sum[0])) {
-      rotate_back(sum, count, arguments.signs, sum);
-    } else {
-      for (int i = 0; i < count; ++i) sum[i] = bf16_to_float(kNonFiniteScale);
-    }
-  }
-  scale_block(sum, arguments.factor, padded_count, out);
 }
 
-template <class C, class Element, bool kStreams>
-FASTCOMM_LOOPS_TARGET void decode_section(const DecodeArguments& arguments) {
-  constexpr int kBlock = C::kBlockElements;
-  constexpr int kUnits = kBlock / C::kElementsPerUnit;
-  alignas(64) Element stash[kBlock];
-  auto* out = static_cast<Element*>(arguments.out);
-  const int64_t num_full_blocks = arguments.num_elements / kBlock;
-  const int64_t end_block = smaller(arguments.end_block, num_full_blocks);
-  for (int64_t block = arguments.first_block; block < end_block; ++block) {
-    if constexpr (kStreams) {
-      sum_block<C>(arguments, block, kBlock, kUnits, stash);
-      stream(stash, out + block * kBlock, kBlock);
-    } else {
-      sum_block<C>(arguments, block, kBlock, kUnits, out + block * kBlock);
-    }
+// The loops that a section takes.
+template <class C>
+struct DecodeLoops {
+  void (*write_block)(const float* sum, float factor, bool streams, void* out);
+  void (*decode_blocks)(SectionView<C, const std::byte> section, int64_t first_block,
+                        int64_t end_block, float factor, bool streams,
+                        void* out);  // not of a rotated codec
+};
+
+template <class C>
+DecodeLoops<C> decode_loops(DType dtype) {
+  DecodeLoops<C> loops{};
+  visit_dtype(dtype, [&](auto element) {
+    using Element = decltype(element);
+    loops.write_block = write_block<C::kBlockElements, Element>;
+    if constexpr (!C::kIsRotated) loops.decode_blocks = decode_blocks<C, Element>;
+  });
+  return loops;
+}
+
+// Rotates a sum of payloads back.
+FASTCOMM_INLINE_LOOP void rotate_sum_back(float* sum, int count, const RotationSigns* signs) {
+  // Through the rotation, the signs of NaNs would depend on the processor.
+  if (is_finite(sum[0])) {
+    rotate_back(sum, count, signs, sum);
+  } else {
+    for (int i = 0; i < count; ++i) sum[i] = bf16_to_float(kNonFiniteScale);
   }
-  const int tail = static_cast<int>(arguments.num_elements - num_full_blocks * kBlock);
-  if (tail > 0 && arguments.end_block > num_full_blocks) {
-    const int units = (tail + C::kElementsPerUnit - 1) / C::kElementsPerUnit;
-    sum_block<C>(arguments, num_full_blocks, tail, units, stash);
-    std::memcpy(out + num_full_blocks * kBlock, stash, static_cast<size_t>(tail) * sizeof(Element));
+}
+
+// out = to_result(factor * (decode(section 0) + decode(section 1) + ...)), of a whole block.
+template <class C>
+FASTCOMM_INLINE_LOOP void sum_block(const DecodeArguments& arguments, const DecodeLoops<C>& loops,
+                                    int64_t block, bool streams, std::byte* out) {
+  alignas(64) float sum[C::kBlockElements];
+  const SectionView<C, const std::byte> first(arguments.sections[0], arguments.num_elements);
+  add_block<C, false>(first.block_codes(block), first.scale(block), sum);
+  for (int index = 1; index < arguments.num_sections; ++index) {
+    const SectionView<C, const std::byte> in(arguments.sections[index], arguments.num_elements);
+    add_block<C, true>(in.block_codes(block), in.scale(block), sum);
   }
-  if constexpr (kStreams) FASTCOMM_LOOPS_STREAM_END();
+  if constexpr (C::kIsRotated) rotate_sum_back(sum, C::kBlockElements, arguments.signs);
+  loops.write_block(sum, arguments.factor, streams, out);
+}
+
+// The same of the last block, of `count` elements.
+template <class C>
+FASTCOMM_BLOCK_LOOP void sum_tail(const DecodeArguments& arguments, const DecodeLoops<C>& loops,
+                                  int64_t block, int count, int element_bytes, std::byte* out) {
+  const int units = (count + C::kElementsPerUnit - 1) / C::kElementsPerUnit;
+  alignas(64) float sum[C::kBlockElements] = {};
+  for (int index = 0; index < arguments.num_sections; ++index) {
+    const SectionView<C, const std::byte> in(arguments.sections[index], arguments.num_elements);
+    float added[C::kBlockElements];
+    decode_tail<C>(in.block_codes(block), in.scale(block), units, added);
+    for (int i = 0; i < count; ++i) sum[i] = index == 0 ? added[i] : sum[i] + added[i];
+  }
+  if constexpr (C::kIsRotated) rotate_sum_back(sum, count, arguments.signs);
+  alignas(64) std::byte padded_out[C::kBlockElements * sizeof(float)];
+  loops.write_block(sum, arguments.factor, false, padded_out);
+  std::memcpy(out, padded_out, static_cast<size_t>(count * element_bytes));
 }
 
 template <class C>
-void decode(DType dtype, const DecodeArguments& arguments) {
-  visit_dtype(dtype, [&](auto element) {
-    using Element = decltype(element);
-    const size_t bytes = static_cast<size_t>(arguments.num_elements) * sizeof(Element);
-    if (bytes >= kSmallestStreamedBytes) {
-      decode_section<C, Element, true>(arguments);
-    } else {
-      decode_section<C, Element, false>(arguments);
+FASTCOMM_LOOPS_TARGET void decode(DType dtype, const DecodeArguments& arguments) {
+  constexpr int kBlock = C::kBlockElements;
+  const auto loops = decode_loops<C>(dtype);
+  const auto element_bytes = static_cast<int>(dtype_bytes(dtype));
+  const int block_bytes = kBlock * element_bytes;
+  const bool streams =
+      static_cast<size_t>(arguments.num_elements * element_bytes) >= kSmallestStreamedBytes;
+  auto* const out = static_cast<std::byte*>(arguments.out);
+  const int64_t num_full_blocks = arguments.num_elements / kBlock;
+  const int64_t end_block = smaller(arguments.end_block, num_full_blocks);
+  if (!C::kIsRotated && arguments.num_sections == 1) {
+    loops.decode_blocks({arguments.sections[0], arguments.num_elements}, arguments.first_block,
+                        end_block, arguments.factor, streams, out);
+  } else {
+    for (int64_t block = arguments.first_block; block < end_block; ++block) {
+      sum_block<C>(arguments, loops, block, streams, out + block * block_bytes);
     }
-  });
+  }
+  if (streams) FASTCOMM_LOOPS_STREAM_END();
+  const int tail = static_cast<int>(arguments.num_elements - num_full_blocks * kBlock);
+  if (tail > 0 && arguments.end_block > num_full_blocks) {
+    sum_tail<C>(arguments, loops, num_full_blocks, tail, element_bytes,
+                out + num_full_blocks * block_bytes);
+  }
 }
 
 }  // namespace fastcomm::FASTCOMM_LOOPS_NAMESPACE

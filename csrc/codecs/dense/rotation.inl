@@ -63,7 +63,7 @@ FASTCOMM_INLINE_LOOP void flip(const RotationSigns& signs, int vector, Lanes& la
 // Flips signs and rotates a whole block (kIsForward), or rotates it back and flips signs, from `in`
 // to `out`, which may be the same. The stages run in two passes whose vectors fit in registers.
 template <bool kIsForward>
-FASTCOMM_INLINE_LOOP void rotate_block(const float* in, float* out, const RotationSigns& signs) {
+FASTCOMM_BLOCK_LOOP void rotate_block(const float* in, float* out, const RotationSigns& signs) {
   constexpr float kNorm = 1.0f / 16.0f;  // 1 / sqrt(kRotationElements)
   constexpr int kVectors = kRotationElements / kLanes;
   constexpr int kGroup = kLanes == 16 ? 16 : 8;
