@@ -60,7 +60,7 @@ FASTCOMM_BLOCK_LOOP uint32_t largest_magnitude(const float* __restrict__ stash) 
 // Of the first `count` elements; the others are zero. Summed in 64 lanes and then pairwise, on
 // every instruction set: sums depend on their order.
 template <int kElements>
-FASTCOMM_BLOCK_LOOP float mean_magnitude(const float* __restrict__ stash, int count) {
+FASTCOMM_INLINE_LOOP float mean_magnitude(const float* __restrict__ stash, int count) {
   constexpr int kSums = 64;
   float sums[kSums] = {};
   for (int first = 0; first < kElements; first += kSums) {

@@ -57,14 +57,10 @@ DecodeLoops<C> decode_loops(DType dtype) {
   return loops;
 }
 
-// Rotates a sum of payloads back.
-FASTCOMM_INLINE_LOOP void rotate_sum_back(float* sum, int count, const RotationSigns* signs) {
-  // Through the rotation, the signs of NaNs would depend on the processor.
-  if (is_finite(sum[0])) {
-    rotate_back(sum, count, signs, sum);
-  } else {
-    for (int i = 0; i < count; ++i) sum[i] = bf16_to_float(kNonFiniteScale);
-  }
+// In place of a rotated sum that is not finite: through the rotation, the signs of NaNs would
+// depend on the processor.
+inline void fill_with_nan(float* sum, int count) {
+  for (int i = 0; i < count; ++i) sum[i] = bf16_to_float(kNonFiniteScale);
 }
 
 // out = to_result(factor * (decode(section 0) + decode(section 1) + ...)), of a whole block.
@@ -78,7 +74,13 @@ FASTCOMM_INLINE_LOOP void sum_block(const DecodeArguments& arguments, const Deco
     const SectionView<C, const std::byte> in(arguments.sections[index], arguments.num_elements);
     add_block<C, true>(in.block_codes(block), in.scale(block), sum);
   }
-  if constexpr (C::kIsRotated) rotate_sum_back(sum, C::kBlockElements, arguments.signs);
+  if constexpr (C::kIsRotated) {
+    if (is_finite(sum[0])) {
+      rotate_back(sum, arguments.signs, sum);
+    } else {
+      fill_with_nan(sum, C::kBlockElements);
+    }
+  }
   loops.write_block(sum, arguments.factor, streams, out);
 }
 
@@ -94,7 +96,13 @@ FASTCOMM_BLOCK_LOOP void sum_tail(const DecodeArguments& arguments, const Decode
     decode_tail<C>(in.block_codes(block), in.scale(block), units, added);
     for (int i = 0; i < count; ++i) sum[i] = index == 0 ? added[i] : sum[i] + added[i];
   }
-  if constexpr (C::kIsRotated) rotate_sum_back(sum, count, arguments.signs);
+  if constexpr (C::kIsRotated) {
+    if (is_finite(sum[0])) {
+      rotate_tail_back(sum, count, arguments.signs);
+    } else {
+      fill_with_nan(sum, count);
+    }
+  }
   alignas(64) std::byte padded_out[C::kBlockElements * sizeof(float)];
   loops.write_block(sum, arguments.factor, false, padded_out);
   std::memcpy(out, padded_out, static_cast<size_t>(count * element_bytes));

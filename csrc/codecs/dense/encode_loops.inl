@@ -54,17 +54,6 @@ FASTCOMM_INLINE_LOOP uint16_t wire_scale_of(const float* stash, uint32_t largest
   return choose_wire_scale<C>(largest);
 }
 
-// What is left out of a block of which nothing is sent.
-template <class C>
-FASTCOMM_INLINE_LOOP void keep_all(float* stash, int count, const RotationSigns* signs,
-                                   float* residual) {
-  if constexpr (C::kIsRotated) {
-    rotate_back(stash, count, signs, residual);
-  } else {
-    std::memcpy(residual, stash, static_cast<size_t>(count) * sizeof(float));
-  }
-}
-
 template <class C>
 FASTCOMM_INLINE_LOOP void encode_block(const EncodeArguments& arguments,
                                        const EncodeLoops<C>& loops, int64_t index,
@@ -81,7 +70,7 @@ FASTCOMM_INLINE_LOOP void encode_block(const EncodeArguments& arguments,
   } else {
     largest = loops.accumulate(block.gradient.elements, block.residual, stash);
   }
-  if constexpr (C::kIsRotated) rotate(stash, kElements, arguments.signs);
+  if constexpr (C::kIsRotated) rotate(stash, arguments.signs);
   for (int i = num_fused; i < arguments.num_received; ++i) {
     const SectionView<C, const std::byte> in(arguments.received[i], arguments.num_elements);
     add_block<C, true>(in.block_codes(index), in.scale(index), stash);
@@ -94,7 +83,8 @@ FASTCOMM_INLINE_LOOP void encode_block(const EncodeArguments& arguments,
     if (*block.wire_scale == kNonFiniteScale || *block.wire_scale == 0) {
       std::memset(block.codes, 0, kBlockUnits<C> * sizeof(typename C::Unit));
       if (*block.wire_scale == 0 && block.residual != nullptr) {
-        keep_all<C>(stash, kElements, arguments.signs, block.residual);
+        if constexpr (C::kIsRotated) rotate_back(stash, arguments.signs, stash);
+        std::memcpy(block.residual, stash, sizeof stash);
       }
       return;
     }
@@ -114,9 +104,7 @@ FASTCOMM_INLINE_LOOP void encode_block(const EncodeArguments& arguments,
                               fetches_codes);
   }
   if constexpr (C::kIsRotated) {
-    if (block.residual != nullptr) {
-      rotate_back(stash, kElements, arguments.signs, block.residual);
-    }
+    if (block.residual != nullptr) rotate_back(stash, arguments.signs, block.residual);
   }
 }
 
@@ -138,7 +126,7 @@ FASTCOMM_BLOCK_LOOP void encode_tail(const EncodeArguments& arguments, const Enc
               static_cast<size_t>(count * block.gradient.element_bytes));
   if (block.residual != nullptr) std::memcpy(residual, block.residual, residual_bytes);
   loops.accumulate(gradient, residual, values);
-  if constexpr (C::kIsRotated) rotate(values, count, arguments.signs);
+  if constexpr (C::kIsRotated) rotate_tail(values, count, arguments.signs);
   for (int i = 0; i < arguments.num_received; ++i) {
     const SectionView<C, const std::byte> in(arguments.received[i], arguments.num_elements);
     float added[kElements];
@@ -155,7 +143,8 @@ FASTCOMM_BLOCK_LOOP void encode_tail(const EncodeArguments& arguments, const Enc
     if (*block.wire_scale == kNonFiniteScale || *block.wire_scale == 0) {
       std::memset(block.codes, 0, code_bytes);
       if (*block.wire_scale == 0 && block.residual != nullptr) {
-        keep_all<C>(values, count, arguments.signs, block.residual);
+        if constexpr (C::kIsRotated) rotate_tail_back(values, count, arguments.signs);
+        std::memcpy(block.residual, values, residual_bytes);
       }
       return;
     }
@@ -170,7 +159,7 @@ FASTCOMM_BLOCK_LOOP void encode_tail(const EncodeArguments& arguments, const Enc
     }
   }
   alignas(64) float stash[kElements] = {};
-  float left_out[kElements];
+  float left_out[kElements] = {};
   typename C::Unit codes[kUnits];
   copy_planes(values, units, stash, kUnits, kPlanes, units);
   copy_planes(residual, units, left_out, kUnits, kPlanes, units);
@@ -182,7 +171,8 @@ FASTCOMM_BLOCK_LOOP void encode_tail(const EncodeArguments& arguments, const Enc
   std::memcpy(block.codes, codes, code_bytes);
   if (block.residual == nullptr) return;
   copy_planes(C::kIsRotated ? stash : left_out, kUnits, values, units, kPlanes, units);
-  keep_all<C>(values, count, arguments.signs, block.residual);
+  if constexpr (C::kIsRotated) rotate_tail_back(values, count, arguments.signs);
+  std::memcpy(block.residual, values, residual_bytes);
 }
 
 template <class C>

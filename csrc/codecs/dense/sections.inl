@@ -21,8 +21,8 @@ inline constexpr int kBlockUnits = C::kBlockElements / C::kElementsPerUnit;
 
 // sum (+)= decode(codes of a block)
 template <class C, bool kAccumulate>
-FASTCOMM_BLOCK_LOOP void add_block(const typename C::Unit* __restrict__ codes, uint16_t wire_scale,
-                                   float* __restrict__ sum) {
+FASTCOMM_INLINE_LOOP void add_block(const typename C::Unit* __restrict__ codes, uint16_t wire_scale,
+                                    float* __restrict__ sum) {
   constexpr int kUnits = kBlockUnits<C>;
   const BlockScale scale = block_scale<C>(wire_scale);
   for (int plane = 0; plane < C::kElementsPerUnit; ++plane) {
@@ -46,8 +46,8 @@ void copy_planes(const Element* from, int from_units, Element* to, int to_units,
 
 // The values of a block that is not whole, in the order of its elements.
 template <class C>
-FASTCOMM_LOOPS_TARGET void decode_tail(const typename C::Unit* codes, uint16_t wire_scale,
-                                       int units, float* values) {
+FASTCOMM_BLOCK_LOOP void decode_tail(const typename C::Unit* codes, uint16_t wire_scale, int units,
+                                     float* values) {
   typename C::Unit padded_codes[kBlockUnits<C>] = {};
   float padded_values[C::kBlockElements];
   std::memcpy(padded_codes, codes, static_cast<size_t>(units) * sizeof(typename C::Unit));
