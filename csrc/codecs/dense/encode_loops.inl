@@ -2,6 +2,10 @@
 
 namespace fastcomm::FASTCOMM_LOOPS_NAMESPACE {
 
+// Whether the largest magnitude of a block decides on its scale, or whether it is finite.
+template <class C>
+inline constexpr bool kNeedsLargest = C::kScaledBy != ScaledBy::kMeanMagnitude;
+
 // The block loops that a section takes: they depend on what there is.
 template <class C>
 struct EncodeLoops {
@@ -18,12 +22,10 @@ struct EncodeLoops {
 
 template <class C, bool kHasResidual>
 EncodeLoops<C> encode_loops(DType dtype, bool is_stochastic) {
-  // The statistic of others is not made from it.
-  constexpr bool kFindsLargest = C::kScaledBy != ScaledBy::kMeanMagnitude;
   EncodeLoops<C> loops{};
   visit_dtype(dtype, [&](auto element) {
     using Element = decltype(element);
-    loops.accumulate = accumulate<C::kBlockElements, kFindsLargest, Element, kHasResidual>;
+    loops.accumulate = accumulate<C::kBlockElements, kNeedsLargest<C>, Element, kHasResidual>;
     if constexpr (!C::kIsRotated) {
       loops.accumulate_received = accumulate_received<C, Element, kHasResidual>;
     }
@@ -75,7 +77,9 @@ FASTCOMM_INLINE_LOOP void encode_block(const EncodeArguments& arguments,
     const SectionView<C, const std::byte> in(arguments.received[i], arguments.num_elements);
     add_block<C, true>(in.block_codes(index), in.scale(index), stash);
   }
-  if (arguments.num_received > num_fused) largest = largest_magnitude<kElements>(stash);
+  if constexpr (kNeedsLargest<C>) {
+    if (arguments.num_received > num_fused) largest = largest_magnitude<kElements>(stash);
+  }
 
   BlockScale scale{};
   if constexpr (kHasScale<C>) {
