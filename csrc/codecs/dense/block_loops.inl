@@ -11,11 +11,12 @@
 
 namespace fastcomm::FASTCOMM_LOOPS_NAMESPACE {
 
-// stash = gradient + residual; returns the largest magnitude as bits, if it is asked for.
-template <int kElements, bool kFindsLargest, class Element, bool kHasResidual>
+// stash = gradient + residual, rotated if the codec is; returns the largest magnitude as bits, if
+// it is asked for.
+template <int kElements, bool kFindsLargest, bool kIsRotated, class Element, bool kHasResidual>
 FASTCOMM_BLOCK_LOOP uint32_t accumulate(const void* gradient_elements,
                                         const float* __restrict__ residual,
-                                        float* __restrict__ stash) {
+                                        const RotationSigns* signs, float* __restrict__ stash) {
   const Element* __restrict__ gradient = static_cast<const Element*>(gradient_elements);
   uint32_t largest = 0;
   for (int i = 0; i < kElements; ++i) {
@@ -24,6 +25,7 @@ FASTCOMM_BLOCK_LOOP uint32_t accumulate(const void* gradient_elements,
     stash[i] = value;
     if constexpr (kFindsLargest) largest = larger(largest, magnitude_bits(value));
   }
+  if constexpr (kIsRotated) rotate(stash, signs);
   return largest;
 }
 
@@ -95,14 +97,14 @@ struct BlockGradient {
   int element_bytes;
 };
 
-// Quantizes the stash to codes. What is left out goes to the residual, or back into the stash if
-// the codec is rotated. Without a scale (kIsFinite false), finiteness is a matter of each element.
+// Quantizes the stash to codes. What is left out goes to the residual: rotated back if the codec is
+// rotated. Without a scale (kIsFinite false), finiteness is a matter of each element.
 // `fetches_codes`: the memory of the next blocks' codes is worth to be fetched, too.
 template <class C, bool kHasResidual, bool kIsFinite, bool kIsStochastic>
 FASTCOMM_BLOCK_LOOP void quantize(float* __restrict__ stash, BlockScale scale,
                                   const uint32_t* __restrict__ noise, float* __restrict__ residual,
                                   typename C::Unit* __restrict__ codes, BlockGradient gradient,
-                                  bool fetches_codes) {
+                                  bool fetches_codes, const RotationSigns* signs) {
   constexpr int kPlanes = C::kElementsPerUnit;
   constexpr int kUnits = kBlockUnits<C>;
   constexpr int kChunk = 32;  // units between two prefetches
@@ -146,6 +148,7 @@ FASTCOMM_BLOCK_LOOP void quantize(float* __restrict__ stash, BlockScale scale,
       codes[unit] = static_cast<typename C::Unit>(packed);
     }
   }
+  if constexpr (C::kIsRotated && kHasResidual) rotate_back(stash, signs, residual);
 }
 
 }  // namespace fastcomm::FASTCOMM_LOOPS_NAMESPACE

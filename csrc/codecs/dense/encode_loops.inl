@@ -11,9 +11,11 @@ template <class C>
 struct EncodeLoops {
   using Unit = typename C::Unit;
   using Quantize = void(float* stash, BlockScale scale, const uint32_t* noise, float* residual,
-                        Unit* codes, BlockGradient gradient, bool fetches_codes);
+                        Unit* codes, BlockGradient gradient, bool fetches_codes,
+                        const RotationSigns* signs);
 
-  uint32_t (*accumulate)(const void* gradient, const float* residual, float* stash);
+  uint32_t (*accumulate)(const void* gradient, const float* residual, const RotationSigns* signs,
+                         float* stash);
   uint32_t (*accumulate_received)(const void* gradient, const float* residual, const Unit* codes,
                                   uint16_t wire_scale, float* stash);
   Quantize* quantize;
@@ -25,7 +27,8 @@ EncodeLoops<C> encode_loops(DType dtype, bool is_stochastic) {
   EncodeLoops<C> loops{};
   visit_dtype(dtype, [&](auto element) {
     using Element = decltype(element);
-    loops.accumulate = accumulate<C::kBlockElements, kNeedsLargest<C>, Element, kHasResidual>;
+    loops.accumulate =
+        accumulate<C::kBlockElements, kNeedsLargest<C>, C::kIsRotated, Element, kHasResidual>;
     if constexpr (!C::kIsRotated) {
       loops.accumulate_received = accumulate_received<C, Element, kHasResidual>;
     }
@@ -70,9 +73,8 @@ FASTCOMM_INLINE_LOOP void encode_block(const EncodeArguments& arguments,
     largest = loops.accumulate_received(block.gradient.elements, block.residual,
                                         in.block_codes(index), in.scale(index), stash);
   } else {
-    largest = loops.accumulate(block.gradient.elements, block.residual, stash);
+    largest = loops.accumulate(block.gradient.elements, block.residual, arguments.signs, stash);
   }
-  if constexpr (C::kIsRotated) rotate(stash, arguments.signs);
   for (int i = num_fused; i < arguments.num_received; ++i) {
     const SectionView<C, const std::byte> in(arguments.received[i], arguments.num_elements);
     add_block<C, true>(in.block_codes(index), in.scale(index), stash);
@@ -102,13 +104,11 @@ FASTCOMM_INLINE_LOOP void encode_block(const EncodeArguments& arguments,
   }
   const bool fetches_codes = arguments.num_received == 0;
   if (kHasScale<C> || largest < kInfinityBits) {
-    loops.quantize(stash, scale, noise, block.residual, block.codes, block.gradient, fetches_codes);
+    loops.quantize(stash, scale, noise, block.residual, block.codes, block.gradient, fetches_codes,
+                   arguments.signs);
   } else {
     loops.quantize_non_finite(stash, scale, noise, block.residual, block.codes, block.gradient,
-                              fetches_codes);
-  }
-  if constexpr (C::kIsRotated) {
-    if (block.residual != nullptr) rotate_back(stash, arguments.signs, block.residual);
+                              fetches_codes, arguments.signs);
   }
 }
 
@@ -129,7 +129,7 @@ FASTCOMM_BLOCK_LOOP void encode_tail(const EncodeArguments& arguments, const Enc
   std::memcpy(gradient, block.gradient.elements,
               static_cast<size_t>(count * block.gradient.element_bytes));
   if (block.residual != nullptr) std::memcpy(residual, block.residual, residual_bytes);
-  loops.accumulate(gradient, residual, values);
+  loops.accumulate(gradient, residual, nullptr, values);
   if constexpr (C::kIsRotated) rotate_tail(values, count, arguments.signs);
   for (int i = 0; i < arguments.num_received; ++i) {
     const SectionView<C, const std::byte> in(arguments.received[i], arguments.num_elements);
@@ -168,13 +168,13 @@ FASTCOMM_BLOCK_LOOP void encode_tail(const EncodeArguments& arguments, const Enc
   copy_planes(values, units, stash, kUnits, kPlanes, units);
   copy_planes(residual, units, left_out, kUnits, kPlanes, units);
   if (kHasScale<C> || largest < kInfinityBits) {
-    loops.quantize(stash, scale, noise, left_out, codes, block.gradient, false);
+    loops.quantize(stash, scale, noise, left_out, codes, block.gradient, false, nullptr);
   } else {
-    loops.quantize_non_finite(stash, scale, noise, left_out, codes, block.gradient, false);
+    loops.quantize_non_finite(stash, scale, noise, left_out, codes, block.gradient, false, nullptr);
   }
   std::memcpy(block.codes, codes, code_bytes);
   if (block.residual == nullptr) return;
-  copy_planes(C::kIsRotated ? stash : left_out, kUnits, values, units, kPlanes, units);
+  copy_planes(left_out, kUnits, values, units, kPlanes, units);
   if constexpr (C::kIsRotated) rotate_tail_back(values, count, arguments.signs);
   std::memcpy(block.residual, values, residual_bytes);
 }
