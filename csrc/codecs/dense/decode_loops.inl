@@ -4,14 +4,11 @@
 
 namespace fastcomm::FASTCOMM_LOOPS_NAMESPACE {
 
-// out = to_result(factor * sum), of a whole block.
-template <int kElements, class Element>
-FASTCOMM_INLINE_LOOP void write_block(const float* __restrict__ sum, float factor, bool streams,
-                                      Element* memory) {
-  alignas(64) Element stash[kElements];
-  Element* __restrict__ out = streams ? stash : memory;
-  for (int i = 0; i < kElements; ++i) out[i] = to_result<Element>(sum[i] * factor);
-  if (streams) stream(stash, memory, kElements);
+// out = to_result(factor * sum)
+template <class Element>
+FASTCOMM_INLINE_LOOP void write_values(const float* __restrict__ sum, float factor, int count,
+                                       Element* __restrict__ out) {
+  for (int i = 0; i < count; ++i) out[i] = to_result<Element>(sum[i] * factor);
 }
 
 // out = to_result(factor * decode(section 0)), of whole blocks.
@@ -44,9 +41,8 @@ inline void fill_with_nan(float* sum, int count) {
 }
 
 // out = to_result(factor * (decode(section 0) + decode(section 1) + ...)), of whole blocks.
-template <class C, class Element>
-FASTCOMM_BLOCK_LOOP void sum_blocks(const DecodeArguments& arguments, int64_t end_block,
-                                    bool streams) {
+template <class C, class Element, bool kStreams>
+FASTCOMM_BLOCK_LOOP void sum_blocks(const DecodeArguments& arguments, int64_t end_block) {
   const SectionView<C, const std::byte> first(arguments.sections[0], arguments.num_elements);
   for (int64_t block = arguments.first_block; block < end_block; ++block) {
     alignas(64) float sum[C::kBlockElements];
@@ -62,9 +58,14 @@ FASTCOMM_BLOCK_LOOP void sum_blocks(const DecodeArguments& arguments, int64_t en
         fill_with_nan(sum, C::kBlockElements);
       }
     }
-    write_block<C::kBlockElements>(
-        sum, arguments.factor, streams,
-        static_cast<Element*>(arguments.out) + block * C::kBlockElements);
+    auto* const memory = static_cast<Element*>(arguments.out) + block * C::kBlockElements;
+    if constexpr (kStreams) {
+      alignas(64) Element stash[C::kBlockElements];
+      write_values(sum, arguments.factor, C::kBlockElements, stash);
+      stream(stash, memory, C::kBlockElements);
+    } else {
+      write_values(sum, arguments.factor, C::kBlockElements, memory);
+    }
   }
 }
 
@@ -90,7 +91,7 @@ FASTCOMM_BLOCK_LOOP void sum_tail(const DecodeArguments& arguments, int64_t bloc
 
 template <class Element>
 FASTCOMM_BLOCK_LOOP void write_tail(const float* sum, float factor, int count, Element* out) {
-  for (int i = 0; i < count; ++i) out[i] = to_result<Element>(sum[i] * factor);
+  write_values(sum, factor, count, out);
 }
 
 template <class C>
@@ -105,8 +106,10 @@ void decode(DType dtype, const DecodeArguments& arguments) {
     const bool streams = bytes >= kSmallestStreamedBytes;
     if (!C::kIsRotated && arguments.num_sections == 1) {
       decode_blocks<C, Element>(arguments, end_block, streams);
+    } else if (streams) {
+      sum_blocks<C, Element, true>(arguments, end_block);
     } else {
-      sum_blocks<C, Element>(arguments, end_block, streams);
+      sum_blocks<C, Element, false>(arguments, end_block);
     }
     if (tail > 0 && arguments.end_block > num_full_blocks) {
       alignas(64) float sum[kBlock];
