@@ -5,6 +5,12 @@
 
 #include "core/check.h"
 
+// Of torch/csrc/jit/python/pybind_utils.h, which takes a minute to compile all that it includes:
+// a value of TorchScript as a Python object.
+namespace torch::jit {
+TORCH_PYTHON_API py::object toPyObject(c10::IValue value);
+}
+
 namespace fastcomm {
 namespace {
 
@@ -77,6 +83,8 @@ Future make_future(std::vector<c10::Device> devices = {}) {
 }
 
 }  // namespace
+
+py::object python_future(const Future& future) { return torch::jit::toPyObject(future); }
 
 TensorFuture::TensorFuture(const at::Tensor& tensor)
     : future(tensor.is_cpu() ? make_future() : make_future({tensor.device()})),

@@ -1,12 +1,15 @@
 #pragma once
 // Futures that DDP accepts and that a thread without the GIL can complete.
 
-#include <ATen/ATen.h>
 #include <ATen/core/ivalue.h>
+#include <pybind11/pytypes.h>
 
 namespace fastcomm {
 
 using Future = c10::intrusive_ptr<c10::ivalue::Future>;
+
+// The future as Python has it: a torch.futures.Future. The caller must hold the GIL.
+pybind11::object python_future(const Future& future);
 
 // A future that will hold `tensor`. DDP reads a hook's future as a Python object, so that one is
 // made here, ahead of time. The caller must hold the GIL.

@@ -4,7 +4,6 @@
 #include <c10/core/StreamGuard.h>
 #include <pybind11/chrono.h>
 #include <torch/csrc/Exceptions.h>
-#include <torch/csrc/jit/python/pybind_utils.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include "bindings/codec_calls.h"
@@ -17,7 +16,6 @@
 namespace fastcomm {
 namespace {
 
-using PythonFuture = torch::jit::PythonFutureWrapper;
 using NoGil = py::call_guard<py::gil_scoped_release>;
 
 // Throws here what would be an error on a lane.
@@ -29,7 +27,7 @@ void check_bucket(const BucketTensors& tensors) {
 
 // Hands the job to submit(job), without the GIL.
 template <class Submit>
-std::shared_ptr<PythonFuture> start_all_reduce(BucketTensors tensors, Momentum momentum,
+py::object start_all_reduce(BucketTensors tensors, Momentum momentum,
                                                std::shared_ptr<const BucketPlan> plan, float factor,
                                                ExchangeId id, Submit&& submit) {
   check_bucket(tensors);
@@ -41,12 +39,14 @@ std::shared_ptr<PythonFuture> start_all_reduce(BucketTensors tensors, Momentum m
           factor,
           id,
           [result](const std::exception_ptr& error) mutable { result.complete(error); }};
-  const py::gil_scoped_release no_gil;
-  submit(std::move(job));
-  return std::make_shared<PythonFuture>(future);
+  {
+    const py::gil_scoped_release no_gil;
+    submit(std::move(job));
+  }
+  return python_future(future);
 }
 
-std::shared_ptr<PythonFuture> all_reduce(Communicator& communicator, const at::Tensor& bucket,
+py::object all_reduce(Communicator& communicator, const at::Tensor& bucket,
                                          const std::optional<at::Tensor>& residual,
                                          std::shared_ptr<const BucketPlan> plan, float factor,
                                          uint32_t step, uint16_t bucket_index, bool caller_waits,
@@ -63,7 +63,7 @@ struct SimulatedCommunicator {
   int rank;
 };
 
-std::shared_ptr<PythonFuture> all_reduce_simulated(
+py::object all_reduce_simulated(
     SimulatedCommunicator& communicator, const at::Tensor& bucket,
     const std::optional<at::Tensor>& residual, std::shared_ptr<const BucketPlan> plan, float factor,
     uint32_t step, uint16_t bucket_index, const std::optional<at::Tensor>& velocity, float momentum,
@@ -74,7 +74,7 @@ std::shared_ptr<PythonFuture> all_reduce_simulated(
                           });
 }
 
-std::shared_ptr<PythonFuture> all_reduce_on_stream(
+py::object all_reduce_on_stream(
     StreamCommunicator& communicator, const at::Tensor& bucket,
     const std::optional<at::Tensor>& residual, const std::shared_ptr<const BucketPlan>& plan,
     float factor, uint32_t step, uint16_t bucket_index, bool /*caller_waits*/,
@@ -82,17 +82,19 @@ std::shared_ptr<PythonFuture> all_reduce_on_stream(
   const BucketTensors tensors{bucket, residual, velocity};
   check_bucket(tensors);
   TensorFuture result(bucket);
-  const py::gil_scoped_release no_gil;
-  c10::OptionalStreamGuard guard;
-  std::exception_ptr error;
-  try {
-    guard.reset_stream(communicator.all_reduce(tensors, {momentum, nesterov}, *plan, factor,
-                                               {step, bucket_index}));
-  } catch (const std::exception&) {
-    error = current_error_at(describe_place(communicator.rank(), {step, bucket_index}));
+  {
+    const py::gil_scoped_release no_gil;
+    c10::OptionalStreamGuard guard;
+    std::exception_ptr error;
+    try {
+      guard.reset_stream(communicator.all_reduce(tensors, {momentum, nesterov}, *plan, factor,
+                                                 {step, bucket_index}));
+    } catch (const std::exception&) {
+      error = current_error_at(describe_place(communicator.rank(), {step, bucket_index}));
+    }
+    result.complete(error);
   }
-  result.complete(error);
-  return std::make_shared<PythonFuture>(result.future);
+  return python_future(result.future);
 }
 
 template <class T>
@@ -275,14 +277,13 @@ PYBIND11_MODULE(_C, module) {
 
   py::class_<TensorFuture>(module, "TensorFuture")
       .def(py::init<const at::Tensor&>(), py::arg("tensor"))
-      .def_property_readonly(
-          "future",
-          [](const TensorFuture& self) { return std::make_shared<PythonFuture>(self.future); })
+      .def_property_readonly("future",
+                             [](const TensorFuture& self) { return python_future(self.future); })
       .def(
           "succeed", [](TensorFuture& self) { self.complete(nullptr); }, NoGil())
       .def("fail", &TensorFuture::fail, py::arg("error_type"), py::arg("message"), NoGil());
   module.def("failed_future", [](const std::string& type, const std::string& message) {
-    return std::make_shared<PythonFuture>(failed_future(type, message));
+    return python_future(failed_future(type, message));
   });
 }
 

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "cuda_runtime.h"
@@ -21,9 +22,9 @@ constexpr size_t kStackBytes = size_t{1} << 17;
   std::abort();
 }
 
-// A context starts a fiber; from then on it jumps, which takes no system call.
+// A context starts a fiber, once; from then on it jumps, which takes no system call. When its thread
+// of a block is over, it waits to be one of the next block.
 struct Fiber {
-  ucontext_t start;
   jmp_buf here;
   bool has_started = false;
   std::unique_ptr<std::byte[]> stack;
@@ -42,7 +43,7 @@ struct Warp {
 };
 
 struct Block {
-  std::vector<Fiber> fibers;
+  std::span<Fiber> fibers;
   std::vector<Warp> warps;
   jmp_buf scheduler;
   const std::function<void(int)>* body = nullptr;
@@ -71,36 +72,36 @@ void complete_barrier() {
 }
 
 void run_fiber() {
-  (*block->body)(block->current);
-  fiber().is_over = true;
-  ++block->num_over;
-  ++block->num_steps;
-  if (warp().num_arrived > 0) fail("a lane ended that the others of its warp wait for");
-  ++warp().num_over;
-  complete_barrier();
-  yield();
+  while (true) {
+    (*block->body)(block->current);
+    fiber().is_over = true;
+    ++block->num_over;
+    ++block->num_steps;
+    if (warp().num_arrived > 0) fail("a lane ended that the others of its warp wait for");
+    ++warp().num_over;
+    complete_barrier();
+    yield();
+  }
+}
+
+void start(Fiber& fiber) {
+  fiber.stack = std::make_unique_for_overwrite<std::byte[]>(kStackBytes);
+  fiber.has_started = true;
+  ucontext_t context;
+  getcontext(&context);
+  context.uc_stack.ss_sp = fiber.stack.get();
+  context.uc_stack.ss_size = kStackBytes;
+  context.uc_link = nullptr;
+  makecontext(&context, run_fiber, 0);
+  setcontext(&context);
 }
 
 void resume(int thread) {
   block->current = thread;
   threadIdx = {static_cast<unsigned>(thread), 0, 0};
   if (_setjmp(block->scheduler) != 0) return;
-  Fiber& next = fiber();
-  if (next.has_started) _longjmp(next.here, 1);
-  next.has_started = true;
-  setcontext(&next.start);
-}
-
-void prepare(Fiber& fiber) {
-  if (fiber.stack == nullptr)
-    fiber.stack = std::make_unique_for_overwrite<std::byte[]>(kStackBytes);
-  fiber.exchanges = fiber.barriers = 0;
-  fiber.is_over = fiber.has_started = false;
-  getcontext(&fiber.start);
-  fiber.start.uc_stack.ss_sp = fiber.stack.get();
-  fiber.start.uc_stack.ss_size = kStackBytes;
-  fiber.start.uc_link = nullptr;
-  makecontext(&fiber.start, run_fiber, 0);
+  if (fiber().has_started) _longjmp(fiber().here, 1);
+  start(fiber());
 }
 
 // Lets the lanes of a warp run until all of them wait for other warps, or are over.
@@ -119,17 +120,19 @@ void run_warp(int first, int end) {
 void set_warp_order(WarpOrder order) { warp_order = order; }
 
 void run_block(int num_threads, const std::function<void(int)>& body) {
-  static thread_local std::vector<Fiber> fibers;  // their stacks are kept
-  if (static_cast<int>(fibers.size()) < num_threads)
-    fibers.resize(static_cast<size_t>(num_threads));
+  static thread_local std::vector<Fiber> fibers;  // kept for the next blocks
+  const auto count = static_cast<size_t>(num_threads);
+  if (fibers.size() < count) fibers.resize(count);
   Block here;
   here.body = &body;
-  here.fibers = std::move(fibers);
-  here.fibers.resize(static_cast<size_t>(num_threads));
+  here.fibers = std::span(fibers).first(count);
+  for (Fiber& fiber : here.fibers) {
+    fiber.exchanges = fiber.barriers = 0;
+    fiber.is_over = false;
+  }
   const int num_warps = (num_threads + kWarpLanes - 1) / kWarpLanes;
   here.warps.resize(static_cast<size_t>(num_warps));
   block = &here;
-  for (Fiber& fiber : here.fibers) prepare(fiber);
   for (int thread = 0; thread < num_threads; ++thread) {
     ++here.warps[static_cast<size_t>(thread / kWarpLanes)].num_lanes;
   }
@@ -143,7 +146,6 @@ void run_block(int num_threads, const std::function<void(int)>& body) {
     }
   }
   block = nullptr;
-  fibers = std::move(here.fibers);
 }
 
 int current_lane() { return block->current % kWarpLanes; }

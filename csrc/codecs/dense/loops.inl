@@ -15,6 +15,8 @@
 //
 #include "codecs/dense/rotation.inl"
 //
+#include "codecs/dense/block_loops.inl"
+//
 #include "codecs/dense/encode_loops.inl"
 //
 #include "codecs/dense/decode_loops.inl"

@@ -126,23 +126,30 @@ FASTCOMM_LOOPS_TARGET inline void flip_tail(float* __restrict__ values, int coun
   for (int i = 0; i < count; ++i) values[i] = bits_float(float_bits(values[i]) ^ signs.flips[i]);
 }
 
-// Rotates `count` values in place.
-FASTCOMM_INLINE_LOOP void rotate(float* values, int count, const RotationSigns* signs) {
+// Rotates a whole block in place.
+FASTCOMM_INLINE_LOOP void rotate(float* values, const RotationSigns* signs) {
+  if (signs != nullptr) rotate_block<true>(values, values, *signs);
+}
+
+// The inverse, from `values`, which are overwritten, to `out`.
+FASTCOMM_INLINE_LOOP void rotate_back(float* values, const RotationSigns* signs, float* out) {
+  if (signs != nullptr) return rotate_block<false>(values, out, *signs);
+  if (out != values) std::memcpy(out, values, kRotationElements * sizeof(float));
+}
+
+// The same of `count` values, less than a block, both in place.
+FASTCOMM_LOOPS_TARGET inline void rotate_tail(float* values, int count,
+                                              const RotationSigns* signs) {
   if (signs == nullptr) return;
-  if (count == kRotationElements) return rotate_block<true>(values, values, *signs);
   flip_tail(values, count, *signs);
   transform_tail(values, count);
 }
 
-// The inverse, from `values`, which are overwritten, to `out`.
-FASTCOMM_INLINE_LOOP void rotate_back(float* values, int count, const RotationSigns* signs,
-                                      float* out) {
-  if (signs != nullptr) {
-    if (count == kRotationElements) return rotate_block<false>(values, out, *signs);
-    transform_tail(values, count);
-    flip_tail(values, count, *signs);
-  }
-  if (out != values) std::memcpy(out, values, static_cast<size_t>(count) * sizeof(float));
+FASTCOMM_LOOPS_TARGET inline void rotate_tail_back(float* values, int count,
+                                                   const RotationSigns* signs) {
+  if (signs == nullptr) return;
+  transform_tail(values, count);
+  flip_tail(values, count, *signs);
 }
 
 }  // namespace fastcomm::FASTCOMM_LOOPS_NAMESPACE
