@@ -84,6 +84,7 @@ class Trainer:
         self.evaluate_every = arguments.evaluate_every or digits.recipe.evaluate_every(
             self.num_steps, epoch_steps
         )
+        self.target_percent = digits.recipe.target(self.num_steps, epoch_steps)
         self.display = TrainingDisplay(arguments.codec, self.num_steps, shown=rank == 0)
 
     def train(self) -> TrainingProgress:
@@ -250,7 +251,7 @@ def main() -> None:
                 "amp": arguments.amp,
                 **describe_device(device),
                 **describe_machine(),
-                **progress.summary(trainer.meter.best_source, digits.recipe.target_percent),
+                **progress.summary(trainer.meter.best_source, trainer.target_percent),
             }
             content = {"run": run, "rows": progress.rows_for_json()}
             arguments.json.write_text(json.dumps(content, indent=1) + "\n")

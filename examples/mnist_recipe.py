@@ -19,7 +19,8 @@ class Recipe:
         epochs: of a run by itself.
         comparison_steps: of each run of a short comparison.
         evaluations: how many there are in an epoch, and how many at least and at most in a run.
-        target_percent: test accuracy, the time to which is told.
+        target_percent: test accuracy, the time to which is told, of runs of an epoch or more.
+        short_target_percent: of shorter ones, which do not reach that.
     """
 
     learning_rate: float
@@ -29,6 +30,7 @@ class Recipe:
     comparison_steps: int
     evaluations: tuple[int, int, int]
     target_percent: float
+    short_target_percent: float
 
     def complete(self, arguments: argparse.Namespace) -> None:
         """Fill in what the command line left open."""
@@ -47,6 +49,10 @@ class Recipe:
         num_evaluations = min(max(per_epoch * num_steps // epoch_steps, least), most)
         return max(num_steps // num_evaluations, 1)
 
+    def target(self, num_steps: int, epoch_steps: int) -> float:
+        """Return the test accuracy in percent, the time to which is told of a run."""
+        return self.short_target_percent if num_steps < epoch_steps else self.target_percent
+
 
 MNIST = Recipe(
     learning_rate=0.1,
@@ -56,7 +62,11 @@ MNIST = Recipe(
     comparison_steps=150,
     evaluations=(10, 5, 40),
     target_percent=99.0,
+    short_target_percent=95.0,
 )
+# With ten seeds and each method of a comparison, the accuracy in the end was within 0.6 of plain
+# DDP's. Of other peaks 0.06 and 0.1 made plain DDP's loss rise on the way with some seeds, and with
+# 0.2 it was not finite.
 SMALL_DIGITS = Recipe(
     learning_rate=0.02,
     warmup_share=0.1,
@@ -65,4 +75,5 @@ SMALL_DIGITS = Recipe(
     comparison_steps=200,
     evaluations=(1, 8, 10),
     target_percent=95.0,
+    short_target_percent=90.0,
 )

@@ -44,6 +44,11 @@ def test_what_the_user_gave_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (arguments.lr, arguments.batch_size, arguments.epochs) == (0.1, 64, 3)
 
 
+def test_what_a_run_is_to_reach_goes_by_its_length() -> None:
+    assert mnist_recipe.MNIST.target(num_steps=150, epoch_steps=468) == 95
+    assert mnist_recipe.MNIST.target(num_steps=468, epoch_steps=468) == 99
+
+
 def test_many_digits_are_for_testing() -> None:
     # One point of accuracy is then about nine images, more than chance moves between methods.
     assert len(load_small_digits().test_labels) >= 800
