@@ -95,6 +95,8 @@ def make_nccl_backend(
     options.is_high_priority_stream = True
     options._timeout = process_group._get_backend(torch.device("cuda")).options._timeout
     options.global_ranks_in_group = dist.get_process_group_ranks(process_group)
+    # Unique in the job: c10d's watchdog takes backends of one name for the same.
+    name = f"{process_group.group_name}/{name}"
     options.group_name = name  # type: ignore[assignment]  # a string of a type of its own
     backend = dist.ProcessGroupNCCL(
         PrefixStore("nccl", store), process_group.rank(), process_group.size(), options

@@ -21,9 +21,7 @@ import torch
 from fastcomm import _C
 from fastcomm.bucket_views import split_by_parameter
 from fastcomm.errors import ArgumentError, described
-from fastcomm.regrouping import Names
-
-Start = Callable[[torch.Tensor, list[torch.Tensor]], torch.futures.Future[torch.Tensor]]
+from fastcomm.regrouping import Names, Start
 
 
 @dataclass
@@ -57,6 +55,15 @@ class LocalClipping:
     def is_wanted(self) -> bool:
         """Whether buckets are to be held."""
         return self._max_norm is not None
+
+    def refusals(self) -> list[str]:
+        """Return why this cannot be used with sharded parameters, if so."""
+        if self._max_norm is None:
+            return []
+        return [
+            f"max_norm={self._max_norm:g} is about the norm of the whole gradient, of which this "
+            "rank has shards only, so that ranks would clip differently; leave max_norm out"
+        ]
 
     def hold(
         self, buffer: torch.Tensor, parameters: list[torch.Tensor]

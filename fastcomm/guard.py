@@ -64,6 +64,15 @@ class ResidualGuard:
         self._has_warned = False
         self._squares: list[torch.Tensor] = []  # of residual and gradient, of a step's buckets
 
+    def refusals(self) -> list[str]:
+        """Return why this cannot be used with sharded parameters, if so."""
+        if self.mode != "adapt":
+            return []
+        return [
+            'guard="adapt" would choose other codecs where other shards are, also for parameters '
+            'that are not sharded, which would drift apart; use guard="warn"'
+        ]
+
     def watches(self, step: int) -> bool:
         """Return whether the norms of a step are wanted."""
         if self.mode == "off" or step % _STEPS_BETWEEN_CHECKS != _STEPS_BETWEEN_CHECKS - 1:

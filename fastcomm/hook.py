@@ -21,6 +21,7 @@ from fastcomm.detached import detached_hook_state
 from fastcomm.error_feedback import ErrorFeedback, check_error_feedback
 from fastcomm.errors import ArgumentError, described
 from fastcomm.guard import LARGEST_RATIO, ResidualGuard
+from fastcomm.job_groups import rank_in_job
 from fastcomm.late_group import LateGroup
 from fastcomm.momentum import Momentum
 from fastcomm.policy import Policy
@@ -31,7 +32,6 @@ from fastcomm.stats import Stats
 from fastcomm.synchronizer import Plan, Synchronizer
 from fastcomm.trace import write_chrome_trace
 from fastcomm.warmup import WarmUp
-from fastcomm.wrapped_models import unwrapped
 
 
 class HookState:
@@ -180,7 +180,7 @@ class HookState:
                 patterns and the first step is over; if the DDP model has another process group.
         """
         self._group.serve(module)
-        self._residuals.attach(unwrapped(module))
+        self._residuals.attach(module)
         self._sync.attach(module)
 
     def follow_learning_rate(self, optimizer: torch.optim.Optimizer) -> None:
@@ -217,7 +217,7 @@ class HookState:
 
         Give each rank a path of its own. Collective if the ranks are not connected yet.
         """
-        return write_chrome_trace(self._sync.connect(), path)
+        return write_chrome_trace(self._sync.connect(), rank_in_job(self._group()), path)
 
     def flush(self) -> None:
         """Send the next step in float32 with all residuals folded in; they are zero afterwards.
@@ -252,8 +252,7 @@ class HookState:
         return {
             "step": self._sync.steps.number,
             "codec": str(self.codec),
-            "rank": self.process_group.rank(),
-            "world_size": self.process_group.size(),
+            **self._group.saved(),
             "flush_requested": self._sync.flush_requested,
             "buckets": self._sync.steps.buckets.saved(self._residuals.names),
             **self._feedback.state_dict(),
@@ -272,7 +271,7 @@ class HookState:
                 those of some ranks, or the state of another model; if the parameters have no names
                 yet (see :meth:`attach`), or if there are residuals but ``error_feedback`` is off.
         """
-        taken = state_to_take(state_dict, self.process_group.rank(), self.process_group.size())
+        taken = state_to_take(state_dict, **self._group.saved())
         self._feedback.load_state_dict(taken)
         own_name, steps = self._residuals.own_name, self._sync.steps
         steps.buckets.load([[own_name(name) for name in names] for names in taken["buckets"]])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.distributed as dist
 from torch import nn
 
 from fastcomm._arguments import require_process_group
 from fastcomm.errors import ArgumentError
+from fastcomm.job_groups import GroupPlace, place_in_job
 from fastcomm.simulated_rank import SimulatedRank
 from fastcomm.wrapped_models import ddp_in
 
@@ -26,6 +29,7 @@ class LateGroup:
         if given is not None and not isinstance(given, SimulatedRank):
             given = require_process_group(given)
         self._group = given
+        self._place: GroupPlace | None = None
 
     @property
     def is_simulated(self) -> bool:
@@ -45,6 +49,8 @@ class LateGroup:
         """
         if self._group is None:
             self._group = require_process_group(None)
+        if self._place is None:  # which is not known any more when process groups are destroyed
+            self._place = place_in_job(self._group)
         return self._group
 
     def rank(self) -> int:
@@ -54,6 +60,12 @@ class LateGroup:
     def size(self) -> int:
         """Return how many ranks there are."""
         return self().size()
+
+    def saved(self) -> dict[str, Any]:
+        """Return whose a saved state is."""
+        group = self()
+        assert self._place is not None
+        return {"rank": group.rank(), "world_size": group.size(), "shard": self._place.shard}
 
     def serve(self, model: nn.Module) -> None:
         """Take the group of the DDP model that ``model`` holds, or check that it is the one in use.

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 
 import torch
 
+from fastcomm import _C
 from fastcomm.bucket_views import split_by_parameter
+from fastcomm.errors import described
 
 # With static_graph, DDP rebuilds its buckets after two steps.
 _MOST_REGROUPED_STEPS = 2
@@ -32,6 +34,7 @@ class Part:
 
 
 Exchange = Callable[[torch.Tensor, Part], torch.futures.Future[torch.Tensor]]
+Start = Callable[[torch.Tensor, list[torch.Tensor]], torch.futures.Future[torch.Tensor]]
 
 
 class BucketHistory:
@@ -114,6 +117,50 @@ def synchronize_parts(
     future: torch.futures.Future[torch.Tensor] = torch.futures.Future(devices=devices)
     future.set_result(buffer)
     return future
+
+
+def synchronize_apart(
+    buffer: torch.Tensor, parameters: list[torch.Tensor], pieces: list[list[int]], start: Start
+) -> torch.futures.Future[torch.Tensor]:
+    """Start to synchronize pieces of ``buffer`` as if each was a bucket; return a future of it.
+
+    Nobody waits: a copy of the bucket is needed until the future is done.
+
+    Args:
+        buffer: the gradients of ``parameters``.
+        parameters: whose gradients they are, in this order.
+        pieces: the places of each piece's parameters among these.
+        start: starts the exchange of a piece.
+
+    Raises:
+        Error: if an exchange cannot be started.
+    """
+    if len(pieces) == 1:
+        return start(buffer, parameters)
+    places = torch.split(buffer, [parameter.numel() for parameter in parameters])
+    started = [
+        start(torch.cat([places[i] for i in piece]), [parameters[i] for i in piece])
+        for piece in pieces
+    ]
+    result = _C.TensorFuture(buffer)
+
+    def complete(index: int) -> None:
+        if index < len(started):
+            started[index].add_done_callback(lambda _: complete(index + 1))
+            return
+        try:
+            for future, piece in zip(started, pieces, strict=True):
+                # All are done. On a GPU this orders what follows behind each of them.
+                averages = torch.split(future.wait(), [places[i].numel() for i in piece])
+                for i, average in zip(piece, averages, strict=True):
+                    places[i].copy_(average)
+        except Exception as error:
+            result.fail(*described(error))
+        else:
+            result.succeed()
+
+    complete(0)
+    return result.future
 
 
 def _is_whole(parts: list[Part], parameters: list[torch.Tensor]) -> bool:

@@ -25,6 +25,8 @@ from fastcomm.errors import ArgumentError
 from fastcomm.parameter_names import named_parameters
 from fastcomm.parameter_names import own_name as without_wrappers
 from fastcomm.runs import Runs, bucket_plan, merged_runs
+from fastcomm.sharded_parameters import check_names
+from fastcomm.wrapped_models import ddp_in, unwrapped
 
 CodecOf = Callable[[Codec], Codec]  # what a step uses in place of a codec
 
@@ -133,11 +135,14 @@ class ResidualStore:
         """Learn the names of a model's parameters.
 
         Raises:
-            ArgumentError: if this is the state of another model already.
+            ArgumentError: if this is the state of another model already; if parameters have lost
+                their names.
         """
-        named = dict(named_parameters(module))
+        named = dict(named_parameters(unwrapped(module)))
         ids = set(map(id, named.values()))
-        if self._names and ids.isdisjoint(self._names):
+        ddp = ddp_in(module)
+        check_names(named, self._names, [] if ddp is None else ddp._module_parameters)
+        if self._names and ids and ids.isdisjoint(self._names):
             raise _another_model()
         for name, parameter in named.items():
             self._names[id(parameter)] = name

@@ -12,7 +12,10 @@ from fastcomm.state_checks import check_state, check_states
 
 
 def state_to_take(
-    saved: Mapping[str, Any] | Sequence[Mapping[str, Any]], rank: int, world_size: int
+    saved: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    rank: int,
+    world_size: int,
+    shard: int | None = None,
 ) -> dict[str, Any]:
     """Return the state with which one of ``world_size`` ranks goes on.
 
@@ -20,10 +23,11 @@ def state_to_take(
         saved: what one rank saved, or the list of what all ranks did.
         rank: the rank that goes on.
         world_size: how many ranks go on.
+        shard: what these have of the model; see job_groups.py.
 
     Raises:
-        ArgumentError: if a single state is not that of this rank, of as many ranks, if states
-            are missing in a list, or for what :func:`check_states` refuses.
+        ArgumentError: if a single state is not that of this rank, of as many ranks, of this shard;
+            if states are missing in a list, or for what :func:`check_states` refuses.
     """
     if not isinstance(saved, (list, tuple)):
         check_state(saved)
@@ -39,6 +43,12 @@ def state_to_take(
                 "differs; save one for each rank (with torch.distributed.checkpoint: use "
                 "fastcomm.sharded_state_dict; what Accelerate and Lightning save on rank 0 is not "
                 "enough), or pass the list of the states of all ranks"
+            )
+        if None not in (shard, saved.get("shard")) and saved["shard"] != shard:
+            raise ArgumentError(
+                f"the state was saved by the process group whose lowest rank in the job is "
+                f"{saved['shard']}, this is the one of rank {shard}, which has another shard of "
+                "the model; give each rank what it saved itself"
             )
         return _merged([saved], saved, 1.0)
     check_states(saved)

@@ -72,6 +72,13 @@ def check_states(states: Any) -> None:
     # Others than the first are empty where it is known that this rank takes nothing of them.
     for state in [states[0], *filter(None, states[1:])]:
         check_state(state)
+    shards = {state.get("shard") for state in states if state}
+    if len(shards) > 1:
+        names = ", ".join("all ranks" if shard is None else str(shard) for shard in shards)
+        raise ArgumentError(
+            f"the states are of different shards of the model ({names}); pass those of one, which "
+            "the ranks of one process group have saved"
+        )
     ranks = [state["rank"] for state in states if "rank" in state]
     twice = [rank for rank in ranks if ranks.count(rank) > 1]
     if twice:
@@ -153,6 +160,7 @@ _FIELDS: dict[str, tuple[bool, Callable[[Any], bool], str]] = {
     "residuals": (True, _is_dict_by_name, "a dict by parameter name"),
     "velocities": (False, _is_dict_by_name, "a dict by parameter name"),
     "rank": (False, _is_count(1 << 31), "a rank"),
+    "shard": (False, _is_none_or(_is_count(1 << 31)), "None or a rank"),
     "flush_requested": (False, lambda value: isinstance(value, bool), "True or False"),
     "buckets": (False, _are_buckets, "a list of lists of different parameter names"),
     "grad_scale": (

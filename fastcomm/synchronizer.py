@@ -20,9 +20,10 @@ from fastcomm.codecs import Codec, Fp32
 from fastcomm.connection import Connection, connect, sum_over_ranks
 from fastcomm.error_feedback import ErrorFeedback
 from fastcomm.errors import ArgumentError
-from fastcomm.parameter_names import own_name
+from fastcomm.parameter_names import named_parameters
 from fastcomm.policy import Policy
-from fastcomm.regrouping import Part, synchronize_parts
+from fastcomm.regrouping import Part, synchronize_apart, synchronize_parts
+from fastcomm.sharded_parameters import ShardedParameters
 from fastcomm.simulated_rank import SimulatedRank
 from fastcomm.stats import Counters
 from fastcomm.steps import Steps
@@ -74,6 +75,7 @@ class Synchronizer:
         self._feedback = feedback
         self._clipping = clipping
         self._settings = settings
+        self._sharded = ShardedParameters([*clipping.refusals(), *feedback.guard.refusals()])
         self._accumulation = Accumulation()
         self._deliveries = Deliveries(lambda: process_group().size(), self._accumulation.is_adding)
         self._needs_new_gradients = is_in_backward and (
@@ -101,27 +103,26 @@ class Synchronizer:
         """Learn what there is to synchronize, and how DDP deals with it.
 
         Raises:
-            ArgumentError: after the first step, if the policy goes by names.
+            ArgumentError: after the first step, if the policy goes by names; if parameters are
+                sharded in a way, or with options, that cannot work.
         """
+        self._sharded.attach(dict(named_parameters(unwrapped(module))))
         if not self._feedback.residuals.has_layouts:
             self._plan.policy.attach(unwrapped(module))
         elif self._plan.policy.needs_names:
             raise ArgumentError("policy: the first step is over; attach the state before it")
-        ignored: set[str] = set()
+        parameters = module.parameters()
         ddp = ddp_in(module)
         if ddp is not None:
             self._ddp = weakref.ref(ddp)
             self._deliveries.may_keep_gradients = ddp.find_unused_parameters
-            ignored = set(ddp.parameters_to_ignore)
-            module = ddp.module
-        trained = {
-            name: parameter
-            for name, parameter in module.named_parameters()
-            if parameter.requires_grad and name not in ignored
-        }
+            # Not those of the module: DTensors are no parameters any more after the first step.
+            parameters = iter(ddp._module_parameters)
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
         if ddp is not None:
-            for name, parameter in trained.items():
-                check_parameter(own_name(name), parameter)
+            names = {id(parameter): name for name, parameter in named_parameters(unwrapped(module))}
+            for parameter in trained:
+                check_parameter(names.get(id(parameter), "of the model"), parameter)
         self._num_parameters = len(trained)
 
     def synchronize(
@@ -155,17 +156,22 @@ class Synchronizer:
         if not self.steps.is_under_way:
             self._begin_step(group, buffer.device)
         self._deliveries.note(buffer, parameters)
-        delivered = None
-        if self._needs_new_gradients and not self.steps.is_joined:
-            delivered = self._accumulation.take_out(buffer, parameters)
-        start = self._clipping.hold if self._clipping.is_wanted else self._start
-        future = start(buffer, parameters)
-        if delivered is not None:
-            future = put_back(future, buffer, delivered)
+        pieces = self._sharded.pieces(parameters)
+        future = synchronize_apart(buffer, parameters, pieces, self._average)
         if is_last or self._is_complete():
             self._deliveries.factor = self._clipping.release(self._start, self._feedback.grad_scale)
             self._end_step()
         return future
+
+    def _average(
+        self, gradients: torch.Tensor, parameters: list[torch.Tensor]
+    ) -> torch.futures.Future[torch.Tensor]:
+        delivered = None
+        if self._needs_new_gradients and not self.steps.is_joined:
+            delivered = self._accumulation.take_out(gradients, parameters)
+        start = self._clipping.hold if self._clipping.is_wanted else self._start
+        future = start(gradients, parameters)
+        return future if delivered is None else put_back(future, gradients, delivered)
 
     def _is_complete(self) -> bool:
         # With static_graph and parameters of several dtypes, DDP calls no bucket of its first step

@@ -13,23 +13,23 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def write_chrome_trace(group: Connection, path: str | Path) -> Iterator[None]:
+def write_chrome_trace(group: Connection, rank: int, path: str | Path) -> Iterator[None]:
     """Record what ``group`` does in the block, and write it to ``path`` at its end.
 
     Ranges are named encode, decode, send and wait; their arguments are step, bucket and payload
-    bytes. The rank is the process, a lane a thread of it. Times are microseconds of the monotonic
-    clock, so that the traces of ranks on one host can be shown together: they are lists, to be
-    joined.
+    bytes. ``rank``, which in the job this is, is the process, and a lane is a thread of it. Times
+    are microseconds of the monotonic clock, so that the traces of ranks on one host can be shown
+    together: they are lists, to be joined.
     """
     group.start_trace()
     try:
         yield
     finally:
         events = [
-            _event(group.rank, lane, name, begin, seconds, step, bucket, num_bytes)
+            _event(rank, lane, name, begin, seconds, step, bucket, num_bytes)
             for lane, step, bucket, name, begin, seconds, num_bytes in group.stop_trace()
         ]
-        names = [_process_name(group.rank)]
+        names = [_process_name(rank)]
         Path(path).write_text(json.dumps(names + events))
 
 

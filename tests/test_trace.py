@@ -46,3 +46,17 @@ def test_a_trace_has_what_the_stats_sum_up(tmp_path: Path) -> None:
             own = sorted((e for e in events if e["tid"] == lane), key=lambda e: e["ts"])
             for earlier, later in itertools.pairwise(own):
                 assert earlier["ts"] + earlier["dur"] <= later["ts"] + 1
+
+
+def traced_process(folder: Path) -> set[int]:
+    groups = [dist.new_group([0]), dist.new_group([1])]
+    model = DistributedDataParallel(nn.Linear(60, 60), process_group=groups[dist.get_rank()])
+    state = fastcomm.register(model, "int8")
+    path = folder / f"rank{dist.get_rank()}.json"
+    with state.trace(path):
+        model(torch.randn(4, 60)).sum().backward()
+    return {event["pid"] for event in json.loads(path.read_text())}
+
+
+def test_trace_of_a_group_has_the_rank_in_the_job(tmp_path: Path) -> None:
+    assert ranks.run(2, traced_process, tmp_path) == [{0}, {1}]
