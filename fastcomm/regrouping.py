@@ -137,7 +137,7 @@ def synchronize_apart(
     """
     if len(pieces) == 1:
         return start(buffer, parameters)
-    places = torch.split(buffer, [parameter.numel() for parameter in parameters])
+    places = split_by_parameter(buffer, parameters)
     started = [
         start(torch.cat([places[i] for i in piece]), [parameters[i] for i in piece])
         for piece in pieces
