@@ -15,9 +15,8 @@ using testing::DeviceTwin;
 using testing::DeviceWorkspace;
 using testing::kAllDTypes;
 using testing::kAllValues;
+using testing::kDeviceLabel;
 using testing::Values;
-
-constexpr MessageLabel kLabel{.step = 7, .bucket = 3, .segment = 2, .slice = 11};
 
 struct Case {
   BucketOptions options;
@@ -47,7 +46,7 @@ void check(const Case& test) {
   const ElementRange whole{0, test.num_elements};
   for (int i = 0; i < test.num_received; ++i) {
     testing::Bucket sender(test.options, values_of(test, 10 + static_cast<uint64_t>(i)), {});
-    received.push_back(sender.encode(whole, {}, kLabel));
+    received.push_back(sender.encode(whole, {}, kDeviceLabel));
   }
   DeviceWorkspace workspace;
   const auto residual = test.has_residual
@@ -56,10 +55,10 @@ void check(const Case& test) {
   DeviceTwin<DeviceCodec> twin(test.options, values_of(test, 1), residual, test.misalignment,
                                workspace.get());
   std::vector<Bytes> payloads = received;
-  payloads.insert(payloads.begin(), twin.encode(whole, received, kLabel));
-  twin.encode(whole, received, kLabel);  // once more, with what the first left out
-  twin.decode(whole, {payloads[0]}, kLabel);
-  twin.decode(whole, payloads, kLabel);
+  payloads.insert(payloads.begin(), twin.encode(whole, received, kDeviceLabel));
+  twin.encode(whole, received, kDeviceLabel);  // once more, with what the first left out
+  twin.decode(whole, {payloads[0]}, kDeviceLabel);
+  twin.decode(whole, payloads, kDeviceLabel);
   REQUIRE(workspace.failure().is_set == 0);
 }
 
@@ -144,9 +143,9 @@ TEST_CASE("ranges of a bucket, and more payloads than travel with a launch") {
                                  workspace.get());
     const int64_t alignment = twin.codec().shape().alignment;
     const ElementRange range{3 * alignment, 20 * alignment};
-    std::vector<Bytes> payloads(11, twin.encode(range, {}, kLabel));
-    twin.encode(range, payloads, kLabel);
-    twin.decode(range, payloads, kLabel);
+    std::vector<Bytes> payloads(11, twin.encode(range, {}, kDeviceLabel));
+    twin.encode(range, payloads, kDeviceLabel);
+    twin.decode(range, payloads, kDeviceLabel);
   }
 }
 

@@ -14,9 +14,8 @@ using testing::Bytes;
 using testing::DeviceMemory;
 using testing::DeviceTwin;
 using testing::DeviceWorkspace;
+using testing::kDeviceLabel;
 using testing::Values;
-
-constexpr MessageLabel kLabel{.step = 7, .bucket = 3, .segment = 2, .slice = 11};
 
 std::string failure_text(const DeviceWorkspace& workspace) {
   try {
@@ -32,9 +31,9 @@ struct Setup {
   explicit Setup(const CodecSpec& codec, int64_t num_elements = 5000)
       : twin({codec}, testing::random_values(Values::kNormal, num_elements, 1),
              std::vector<float>(static_cast<size_t>(num_elements), 0.25f), 0, workspace.get()),
-        payload(twin.encode(twin.whole(), {}, kLabel)) {}
+        payload(twin.encode(twin.whole(), {}, kDeviceLabel)) {}
 
-  void decode(const Bytes& bytes, const MessageLabel& label = kLabel) {
+  void decode(const Bytes& bytes, const MessageLabel& label = kDeviceLabel) {
     const DeviceMemory memory(bytes);
     const std::span<const std::byte> span = memory.span();
     twin.codec().decode(twin.whole(), {&span, 1}, {&label, 1});
@@ -59,7 +58,7 @@ TEST_CASE("any flipped bit is noticed, on large payloads and small ones") {
                                    workspace.get());
       const DeviceMemory memory(damaged);
       const std::span<const std::byte> span = memory.span();
-      twin.codec().decode(twin.whole(), {&span, 1}, {&kLabel, 1});
+      twin.codec().decode(twin.whole(), {&span, 1}, {&kDeviceLabel, 1});
       CAPTURE(byte);
       REQUIRE(failure_text(workspace) != "none");
     }
@@ -73,7 +72,7 @@ TEST_CASE("the first difference is named, as on the CPU") {
   CHECK(failure_text(damaged.workspace).find("it was damaged on the way") != std::string::npos);
 
   Setup late({"int8"});
-  MessageLabel label = kLabel;
+  MessageLabel label = kDeviceLabel;
   label.step = 8;
   late.decode(late.payload, label);
   late.decode(Bytes(late.payload.size()));  // a second failure does not hide the first
@@ -90,10 +89,10 @@ TEST_CASE("after a failure nothing but NaN is decoded and encoded, and residuals
     for (const float value : setup.result()) REQUIRE(std::isnan(value));
 
     DeviceMemory encoded(int64_t(setup.payload.size()));
-    setup.twin.codec().encode(setup.twin.whole(), {}, {}, encoded.span(), kLabel);
+    setup.twin.codec().encode(setup.twin.whole(), {}, {}, encoded.span(), kDeviceLabel);
     setup.twin.check_residuals();
     Bucket receiver({codec}, std::vector<float>(5000), {});
-    const auto received = receiver.decode(receiver.whole(), {encoded.to_host()}, kLabel);
+    const auto received = receiver.decode(receiver.whole(), {encoded.to_host()}, kDeviceLabel);
     int64_t num_nan = 0;
     for (const float value : received) num_nan += std::isnan(value);
     CHECK(num_nan == (codec.name == "topk" ? topk_count(codec.density, 5000) : 5000));

@@ -12,6 +12,9 @@
 
 namespace fastcomm::testing {
 
+// Of what the tests encode.
+inline constexpr MessageLabel kDeviceLabel{.step = 7, .bucket = 3, .segment = 2, .slice = 11};
+
 inline Bytes bytes_of(const std::vector<float>& values) {
   const auto bytes = std::as_bytes(std::span(values));
   return {bytes.begin(), bytes.end()};
