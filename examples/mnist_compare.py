@@ -143,6 +143,7 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     add("--rate", default="100mbit", help="100mbit (default), 1gbit, ...; none: unshaped")
     add("--epochs", type=int, help="the full run, for so many epochs")
     add("--steps", type=int, help="where there is no --epochs; the default goes by the data")
+    add("--lr", type=float, help="peak learning rate; the default goes by data and length")
     add("--seeds", default="0", help="several, as in 0,1,2: mean and range are shown")
     add("--data-root", type=Path, help="folder with the MNIST IDX files, or for the download")
     add("--data", choices=("auto", "digits"), default="auto", help="digits: scikit-learn's")
@@ -169,10 +170,14 @@ def _data_options(arguments: argparse.Namespace) -> tuple[list[str], Recipe]:
     return ["--data", "digits"], mnist_recipe.SMALL_DIGITS
 
 
-def _length_options(arguments: argparse.Namespace, recipe: Recipe) -> list[str]:
-    if arguments.steps is not None or arguments.epochs is None:
-        return ["--steps", str(arguments.steps or recipe.comparison_steps)]
-    return ["--epochs", str(arguments.epochs)]
+def schedule_options(arguments: argparse.Namespace, recipe: Recipe) -> list[str]:
+    """Return for how long and at which peak learning rate the ranks are to train."""
+    if arguments.epochs is not None and arguments.steps is None:
+        length, rate = ["--epochs", str(arguments.epochs)], arguments.lr
+    else:
+        length = ["--steps", str(arguments.steps or recipe.comparison_steps)]
+        rate = arguments.lr or recipe.comparison_learning_rate
+    return length if rate is None else [*length, "--lr", str(rate)]
 
 
 def _end_by_exception(number: int, frame: FrameType | None) -> None:
@@ -207,7 +212,7 @@ def main() -> int:
     wanted = arguments.rate != "none"
     shaped, obstacle = can_shape() if wanted else ShapeSupport(False, "asked for with --rate none")
     data_options, recipe = _data_options(arguments)
-    options = [*data_options, *_length_options(arguments, recipe), *other_options]
+    options = [*data_options, *schedule_options(arguments, recipe), *other_options]
     options += ["--link-rate", arguments.rate if shaped else "unshaped", "--quiet"]
     try:
         with ShapedLink(arguments.world, arguments.rate) if shaped else nullcontext() as link:

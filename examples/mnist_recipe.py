@@ -13,7 +13,8 @@ class Recipe:
     """What suits a data set.
 
     Attributes:
-        learning_rate: the peak, at most half of one at which plain DDP fails with some seeds.
+        learning_rate: the peak, at most half of one at which plain DDP is unstable with some seeds.
+        comparison_learning_rate: that of a short comparison, which reaches it in few steps.
         warmup_share: of the run's samples, while which the learning rate rises to its peak.
         batch_size: samples per rank and step.
         epochs: of a run by itself.
@@ -24,6 +25,7 @@ class Recipe:
     """
 
     learning_rate: float
+    comparison_learning_rate: float
     warmup_share: float
     batch_size: int
     epochs: int
@@ -34,14 +36,12 @@ class Recipe:
 
     def complete(self, arguments: argparse.Namespace) -> None:
         """Fill in what the command line left open."""
-        given = vars(arguments)
-        for name, value in (
-            ("lr", self.learning_rate),
-            ("batch_size", self.batch_size),
-            ("epochs", self.epochs),
-        ):
-            if given[name] is None:
-                given[name] = value
+        if arguments.lr is None:
+            arguments.lr = self.learning_rate
+        if arguments.batch_size is None:
+            arguments.batch_size = self.batch_size
+        if arguments.epochs is None:
+            arguments.epochs = self.epochs
 
     def evaluate_every(self, num_steps: int, epoch_steps: int) -> int:
         """Return after how many steps to evaluate again, in a run of so many."""
@@ -54,8 +54,10 @@ class Recipe:
         return self.short_target_percent if num_steps < epoch_steps else self.target_percent
 
 
+# In 150 steps plain DDP's loss was not finite at a peak of 0.2 with one seed of three.
 MNIST = Recipe(
     learning_rate=0.1,
+    comparison_learning_rate=0.05,
     warmup_share=0.1,
     batch_size=64,
     epochs=4,
@@ -69,6 +71,7 @@ MNIST = Recipe(
 # 0.2 it was not finite.
 SMALL_DIGITS = Recipe(
     learning_rate=0.02,
+    comparison_learning_rate=0.02,
     warmup_share=0.1,
     batch_size=32,
     epochs=15,

@@ -12,6 +12,7 @@ import ranks
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "examples"))
 import mnist_arguments
+import mnist_compare
 import mnist_recipe
 from idx_digits import write_idx_digits
 from mnist_data import load_mnist, load_small_digits
@@ -42,6 +43,25 @@ def test_what_the_user_gave_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = parse(monkeypatch, "--lr", "0.1", "--batch-size", "64", "--epochs", "3")
     mnist_recipe.SMALL_DIGITS.complete(arguments)
     assert (arguments.lr, arguments.batch_size, arguments.epochs) == (0.1, 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "peak"),
+    [
+        ((), "0.05"),
+        (("--steps", "30"), "0.05"),
+        (("--lr", "0.3"), "0.3"),
+        (("--epochs", "4"), None),
+    ],
+)
+def test_short_comparison_has_a_peak_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], peak: str | None
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["mnist_ddp.py", *options])
+    arguments, _ = mnist_compare.parse_arguments()
+    passed_on = mnist_compare.schedule_options(arguments, mnist_recipe.MNIST)
+    assert ("--lr" in passed_on) == (peak is not None)
+    assert peak is None or passed_on[passed_on.index("--lr") + 1] == peak
 
 
 def test_what_a_run_is_to_reach_goes_by_its_length() -> None:
