@@ -6,7 +6,9 @@ confused with the user's, whichever threads they come from.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import functools
 
 import torch
 import torch.distributed as dist
@@ -14,6 +16,7 @@ from torch._C._distributed_c10d import Backend, PrefixStore, Store
 
 from fastcomm import _C
 from fastcomm.errors import ArgumentError
+from fastcomm.sockets import OpenSocket, Snapshot, Sockets
 
 # Messages from even ranks use one, those from odd ranks the other. gloo's thread spins while
 # another writes to a connection that it wants to read from: in a ring of an even number of ranks,
@@ -21,18 +24,14 @@ from fastcomm.errors import ArgumentError
 _NUM_GLOO_BACKENDS = 2
 
 
-def own_store(process_group: dist.ProcessGroup) -> Store:
-    """Return the group's store, over a connection of its own if the store can be cloned.
-
-    A store that waits for a key lets no other thread use its connection: threads that make the
-    first call of several groups would wait for each other.
-    """
-    store: Store = process_group.get_group_store()
-    try:
-        cloned: Store = store.clone()  # type: ignore[attr-defined]  # torch's stubs lack it
-    except (AttributeError, NotImplementedError, RuntimeError):
-        return store
-    return cloned
+def timeout_of(process_group: dist.ProcessGroup) -> datetime.timedelta:
+    """Return how long the group waits for a rank."""
+    for device in ("cpu", "cuda"):
+        with contextlib.suppress(RuntimeError, AttributeError):
+            backend = process_group._get_backend(torch.device(device))
+            timeout: datetime.timedelta = backend.options._timeout
+            return timeout
+    return dist.distributed_c10d.default_pg_timeout
 
 
 def uses_nccl(process_group: dist.ProcessGroup) -> bool:
@@ -47,11 +46,11 @@ def uses_nccl(process_group: dist.ProcessGroup) -> bool:
 
 
 def make_host_backends(
-    process_group: dist.ProcessGroup, store: Store
+    process_group: dist.ProcessGroup, store: Store, sockets: Sockets
 ) -> tuple[list[Backend], datetime.timedelta]:
     """Return new backends over the ranks of ``process_group``, of the kind it has for the CPU.
 
-    And the timeout of the one that it has.
+    And the timeout of the one that it has. ``sockets`` gets those of the new ones.
     """
     try:
         given = process_group._get_backend(torch.device("cpu"))
@@ -71,20 +70,34 @@ def make_host_backends(
     if given.name() == "gloo":
         # Not dist.new_group: it takes all ranks of the job, or (with use_local_synchronization)
         # names the group after how many groups this rank has, which differs between ranks.
+        rank, world_size = process_group.rank(), process_group.size()
+        before = Snapshot()
         backends: list[Backend] = [
-            dist.ProcessGroupGloo(
-                PrefixStore(str(index), store),
-                process_group.rank(),
-                process_group.size(),
-                timeout=timeout,
-            )
-            for index in range(_NUM_GLOO_BACKENDS)
+            dist.ProcessGroupGloo(PrefixStore(str(i), store), rank, world_size, timeout=timeout)
+            for i in range(_NUM_GLOO_BACKENDS)
         ]
+        for index in range(_NUM_GLOO_BACKENDS):
+            prefix = PrefixStore(str(index), store)
+            addresses = [gloo_address(prefix, other) for other in range(world_size)]
+            sockets.keep(before.opened_since(functools.partial(_is_among, rank, addresses)))
         return backends, timeout
     ranks = dist.get_process_group_ranks(process_group)
     group = dist.new_group(ranks, timeout, given.name(), use_local_synchronization=True)
     backend: Backend = group._get_backend(torch.device("cpu"))
     return [backend], timeout
+
+
+def gloo_address(store: Store, rank: int) -> bytes:
+    """Return where a rank listens, among other bytes, as gloo has written it into its store."""
+    key = f"0/{rank}"  # of the first of its devices
+    return store.get(key) if store.check([key]) else b""
+
+
+def _is_among(rank: int, addresses: list[bytes], opened: OpenSocket) -> bool:
+    """Return whether a socket of ``rank`` listens, or was accepted, or connects there."""
+    if opened.local in addresses[rank]:
+        return True
+    return bool(opened.remote) and any(opened.remote in address for address in addresses)
 
 
 def make_nccl_backend(

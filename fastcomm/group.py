@@ -6,20 +6,19 @@ import atexit
 import contextlib
 import datetime
 import os
-import socket
 import weakref
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import Backend, PrefixStore, Store
 
 from fastcomm import _C
 from fastcomm.algorithms import choose_algorithm
-from fastcomm.backends import make_host_backends, make_nccl_backend, own_store, uses_nccl
-from fastcomm.errors import Error, PeerError
-from fastcomm.forks import Sockets
-from fastcomm.handshake import Handshake
+from fastcomm.backends import make_host_backends, make_nccl_backend, timeout_of, uses_nccl
+from fastcomm.connecting import Connecting
+from fastcomm.handshake import BUCKET_INDEX, Handshake, check_same
+from fastcomm.rendezvous import Rendezvous
 from fastcomm.runs import Runs
+from fastcomm.sockets import Sockets
 
 # Exchanges in flight at a time: one encodes while another is on the wire.
 NUM_LANES = 2
@@ -47,18 +46,24 @@ class ConnectedGroup:
     def __init__(self, process_group: dist.ProcessGroup) -> None:
         self.rank = process_group.rank()
         self.world_size = process_group.size()
-        self._num_ranks_on_host = 0  # not known yet
         # Not a strong reference: what belongs to a process group must not keep it alive.
         self._process_group = weakref.ref(process_group)
-        self._store: Store | None = None
-        self._handshake: Handshake | None = None
         self._name = "fastcomm"
+        self._ranks: Rendezvous | None = None
+        self._handshake: Handshake | None = None
         if self.world_size > 1:
             index = _num_connections.get(process_group, 0)
             _num_connections[process_group] = index + 1
             self._name = f"fastcomm/{index}"
-            self._store = PrefixStore(self._name, own_store(process_group))
-            self._handshake = Handshake(self._store, self.rank, self.world_size)
+            self._ranks = Rendezvous(
+                process_group.get_group_store(),
+                self._name,
+                self.rank,
+                self.world_size,
+                timeout_of(process_group).total_seconds(),
+            )
+            check_same([{"fastcomm": version} for version in self._ranks.versions])
+            self._handshake = Handshake(self._ranks)
         self._uses_nccl = uses_nccl(process_group) if self.world_size > 1 else _C.has_cuda
         self._communicators: dict[str, _C.Communicator | _C.StreamCommunicator] = {}
         self._sockets = Sockets()
@@ -102,25 +107,23 @@ class ConnectedGroup:
     def _connect(
         self, engine: str, device: torch.device
     ) -> _C.Communicator | _C.StreamCommunicator:
-        process_group = self._process_group()
         if self._uses_nccl:  # there is a choice, which every rank makes for itself
             self.check_agreement({"device": "CUDA" if engine == "nccl" else "CPU"})
-        if engine == "nccl":
-            backend: Backend | None = None
-            if self._store is not None:
-                assert process_group is not None
-                backend = make_nccl_backend(process_group, self._store, device, self._name)
-            return _C.StreamCommunicator(backend, device)
-        if self._store is None:
+        process_group = self._process_group()
+        if self._ranks is None:
+            if engine == "nccl":
+                return _C.StreamCommunicator(None, device)
             return _C.Communicator([], NUM_LANES, datetime.timedelta())
         assert process_group is not None
-        try:
-            with self._sockets:
-                backends, timeout = make_host_backends(process_group, self._store)
-        except RuntimeError as error:
-            if isinstance(error, Error):
-                raise
-            raise PeerError(f"rank {self.rank} cannot connect to all others: {error}") from error
+        connecting = Connecting(self._ranks, engine)
+        if engine == "nccl":
+            backend = connecting.run(
+                lambda store: make_nccl_backend(process_group, store, device, self._name)
+            )
+            return _C.StreamCommunicator(backend, device)
+        backends, timeout = connecting.run(
+            lambda store: make_host_backends(process_group, store, self._sockets)
+        )
         return _C.Communicator(backends, NUM_LANES, timeout)
 
     def algorithm(self, algorithm: str, runs: Runs, device: torch.device) -> str:
@@ -145,21 +148,14 @@ class ConnectedGroup:
         return self._threads[num_threads]
 
     def _count_ranks_on_host(self) -> int:
-        # Not functools.cached_property: up to Python 3.11 its lock is one for all groups.
-        if self._num_ranks_on_host == 0:
-            host = socket.gethostname()
-            hosts = [host]
-            if self._handshake is not None:
-                hosts = self._handshake.share("host", host, self._host_lanes())
-            self._num_ranks_on_host = hosts.count(host)
-        return self._num_ranks_on_host
+        return 1 if self._ranks is None else self._ranks.hosts.count(self._ranks.hosts[self.rank])
 
     def check_agreement(self, settings: dict[str, str]) -> None:
-        """Compare ``settings``, and fastcomm's version, between all ranks, before any data flows.
+        """Compare ``settings`` between all ranks, before any data flows.
 
         Raises:
             MismatchError: on every rank, with the same message, if any rank differs.
-            PeerError: if a rank has ended, or does not answer within the store's timeout.
+            PeerError: if a rank has ended, or does not answer within the group's timeout.
         """
         if self._handshake is not None:
             self._handshake.check_agreement(settings, self._host_lanes())
@@ -198,6 +194,8 @@ class ConnectedGroup:
         for communicator in self._communicators.values():
             for key, value in communicator.measurements().items():
                 totals[key] = totals.get(key, 0) + value
+        if "wire_bytes" in totals and self._handshake is not None:
+            totals["wire_bytes"] -= self._handshake.wire_bytes
         return totals
 
     def start_trace(self) -> None:
@@ -209,7 +207,8 @@ class ConnectedGroup:
     def stop_trace(self) -> list[tuple[int, int, int, str, float, float, int]]:
         """Return what was recorded; the fields are those of ``_C.Communicator.stop_trace``."""
         self._is_traced = False
-        return [event for c in self._communicators.values() for event in c.stop_trace()]
+        events = [event for c in self._communicators.values() for event in c.stop_trace()]
+        return [event for event in events if event[2] != BUCKET_INDEX]
 
     def abort(self) -> None:
         """End what is under way with an error, and the native threads.
@@ -231,12 +230,9 @@ class ConnectedGroup:
         if self._is_finished or not isinstance(communicator, _C.StreamCommunicator):
             return
         self._is_finished = True
-        if not communicator.finish(_SECONDS_TO_FINISH) or self._store is None:
-            return
-        keys = [f"finished/{rank}" for rank in range(self.world_size)]
-        with contextlib.suppress(RuntimeError):  # a rank is gone, or the store is
-            self._store.set(keys[self.rank], "")
-            self._store.wait(keys, datetime.timedelta(seconds=_SECONDS_TO_FINISH))
+        if communicator.finish(_SECONDS_TO_FINISH) and self._ranks is not None:
+            with contextlib.suppress(RuntimeError):  # a rank is gone, or the store is
+                self._ranks.share("finished", "", _SECONDS_TO_FINISH)
 
 
 def _abort_all() -> None:

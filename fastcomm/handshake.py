@@ -1,100 +1,96 @@
-"""What ranks tell each other through the process group's store, before data flows."""
+"""What ranks tell each other before data flows: their settings, which must be the same."""
 
 from __future__ import annotations
 
 import json
-import time
 
-import torch.distributed as dist
-from torch._C._distributed_c10d import Store
+import torch
 
-import fastcomm
 from fastcomm import _C
-from fastcomm.errors import MismatchError, PeerError
+from fastcomm.codecs import Fp32
+from fastcomm.errors import Error, MismatchError
+from fastcomm.rendezvous import Rendezvous
+from fastcomm.waiting import wait_for
 
-# Seconds between two looks for what another rank says: more and more.
-_SHORTEST_PAUSE = 0.0002
-_LONGEST_PAUSE = 0.02
+# The bucket index of what is exchanged here: no bucket's.
+BUCKET_INDEX = 0xFFFD
+
+_ALGORITHM = "gather"
 
 
 class Handshake:
-    """One rank's end of it.
-
-    Its methods are collective. They are given what exchanges tensors in host memory, if there is
-    one: it notices ranks that have ended, and tells the others that this one has given up.
+    """One rank's end of it. Its methods are collective.
 
     Args:
-        store: of these ranks and of nobody else.
-        rank: of this process.
-        world_size: how many there are.
+        ranks: who compares.
     """
 
-    def __init__(self, store: Store, rank: int, world_size: int) -> None:
-        self._store = store
-        self._rank = rank
-        self._world_size = world_size
+    def __init__(self, ranks: Rendezvous) -> None:
+        self._ranks = ranks
         self._num_comparisons = 0
+        self._num_exchanges = 0
+        self._plan = _C.BucketPlan([Fp32().spec], [], _ALGORITHM, None)
+        self.wire_bytes = 0  # that this rank has sent, among what its lanes have
 
     def check_agreement(self, settings: dict[str, str], lanes: _C.Communicator | None) -> None:
-        """Compare ``settings``, and fastcomm's version, between all ranks.
+        """Compare ``settings`` between all ranks.
+
+        Args:
+            settings: of this rank.
+            lanes: what exchanges tensors in host memory, if there is something: it has deadlines,
+                notices ranks that have ended, and tells the others that this one has given up.
 
         Raises:
             MismatchError: on every rank, with the same message, if any rank differs.
-            PeerError: as :meth:`share`.
+            PeerError: if a rank has ended, or does not compare settings within the timeout.
         """
-        settings = {"fastcomm": fastcomm.__version__, **settings}
-        topic = f"handshake/{self._num_comparisons}"
-        self._num_comparisons += 1
-        of_rank = [json.loads(answer) for answer in self.share(topic, json.dumps(settings), lanes)]
-        differing = [key for key in settings if len({str(s.get(key)) for s in of_rank}) > 1]
-        if differing:
-            rows = [
-                f"  rank {rank}: " + ", ".join(f"{key}={s.get(key)}" for key in differing)
-                for rank, s in enumerate(of_rank)
-            ]
-            raise MismatchError(
-                f"the ranks disagree on {' and '.join(differing)}; "
-                "use the same on every rank:\n" + "\n".join(rows)
-            )
+        mine = json.dumps(settings)
+        if lanes is None:
+            topic = f"settings/{self._num_comparisons}"
+            self._num_comparisons += 1
+            answers = self._ranks.share(topic, mine)
+        else:
+            answers = self._gather(mine, lanes)
+        check_same([json.loads(answer) for answer in answers])
 
-    def share(self, topic: str, mine: str, lanes: _C.Communicator | None) -> list[str]:
-        """Return what every rank says about ``topic``, this one ``mine``.
+    def _gather(self, mine: str, lanes: _C.Communicator) -> list[str]:
+        """Return the texts of all ranks: sums of numbers that all ranks but one have as 0."""
+        rank, world_size = self._ranks.rank, self._ranks.world_size
+        text = torch.tensor(list(mine.encode()))
+        lengths = torch.zeros(world_size)
+        lengths[rank] = len(text)
+        self._sum(lengths, lanes)
+        sizes = [int(length) for length in lengths]
+        everything = torch.zeros(sum(sizes))
+        torch.split(everything, sizes)[rank].copy_(text)
+        self._sum(everything, lanes)
+        texts = torch.split(everything.to(torch.uint8), sizes)
+        return [bytes(each.tolist()).decode() for each in texts]
 
-        Raises:
-            PeerError: if a rank has ended, or does not say anything within the store's timeout; on
-                the others, too, which are told.
-        """
+    def _sum(self, numbers: torch.Tensor, lanes: _C.Communicator) -> None:
+        index = self._num_exchanges
+        self._num_exchanges += 1
         try:
-            return self._collect(topic, mine, lanes)
-        except PeerError as error:
-            if lanes is not None:
-                lanes.fail(f"rank {self._rank}, comparing settings: {error}")
-            raise
+            wait_for(lanes.all_reduce(numbers, None, self._plan, 1.0, index, BUCKET_INDEX))
+        except Error as error:
+            raise type(error)(f"comparing settings: {error}") from error
+        self.wire_bytes += Fp32().wire_bytes(numbers.numel()) * (self._ranks.world_size - 1)
 
-    def _collect(self, topic: str, mine: str, lanes: _C.Communicator | None) -> list[str]:
-        try:
-            self._store.set(f"{topic}/{self._rank}", mine)
-            return [self._wait_for(f"{topic}/{r}", r, lanes) for r in range(self._world_size)]
-        except dist.DistError as error:
-            raise PeerError(
-                f"rank {self._rank} cannot reach the store of the process group, in which ranks "
-                f"compare settings; the process that holds it has ended ({error})"
-            ) from error
 
-    def _wait_for(self, key: str, rank: int, lanes: _C.Communicator | None) -> str:
-        seconds = self._store.timeout.total_seconds()  # type: ignore[attr-defined]  # a stub
-        deadline = time.monotonic() + seconds
-        pause = _SHORTEST_PAUSE
-        while not self._store.check([key]):
-            if lanes is not None:
-                lanes.check(rank)
-            if time.monotonic() > deadline:
-                raise PeerError(
-                    f"rank {rank} of the process group did not compare settings with rank "
-                    f"{self._rank} for {seconds:g} s: it is stopped, cut off, or does something "
-                    "else; make the same calls on every rank"
-                )
-            # Not store.wait(): it cannot be interrupted, and logs every timeout.
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
-        return self._store.get(key).decode()
+def check_same(settings_of_rank: list[dict[str, str]]) -> None:
+    """Compare the settings of all ranks.
+
+    Raises:
+        MismatchError: if any rank differs.
+    """
+    keys = dict.fromkeys(key for settings in settings_of_rank for key in settings)
+    differing = [key for key in keys if len({str(s.get(key)) for s in settings_of_rank}) > 1]
+    if differing:
+        rows = [
+            f"  rank {rank}: " + ", ".join(f"{key}={settings.get(key)}" for key in differing)
+            for rank, settings in enumerate(settings_of_rank)
+        ]
+        raise MismatchError(
+            f"the ranks disagree on {' and '.join(differing)}; "
+            "use the same on every rank:\n" + "\n".join(rows)
+        )

@@ -1,6 +1,7 @@
 """Ranks in processes of their own, to be killed, stopped or cut off while they synchronize.
 
-The processes are forked from one that has imported torch, so that a hundred runs take minutes.
+The processes are forked from one that has imported torch, so that a hundred runs take minutes. As
+users have it, the store is a TCPStore, which rank 0 holds.
 Times are those of the monotonic clock, which all processes of a machine share.
 """
 
@@ -11,7 +12,6 @@ import multiprocessing
 import os
 import signal
 import socket
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -58,13 +58,13 @@ class Outcome:
 class FaultyRanks:
     """Processes that form a gloo group and run a function, each with a way to report progress."""
 
-    def __init__(
-        self, num_ranks: int, timeout_seconds: float, folder: str, sides: list[Side] | None
-    ) -> None:
+    def __init__(self, num_ranks: int, timeout_seconds: float, sides: list[Side] | None) -> None:
         self.num_ranks = num_ranks
         self._sides: Sequence[Side | None] = sides or [None] * num_ranks
         self._timeout = timedelta(seconds=timeout_seconds)
-        self._store = os.path.join(folder, "store")
+        host = sides[0].environment["MASTER_ADDR"] if sides else "127.0.0.1"
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            self._store = f"tcp://{host}:{server.getsockname()[1]}"
         self._processes: list[Any] = []
         self._connections: list[Connection] = []
 
@@ -125,12 +125,11 @@ def faulty_ranks(
     num_ranks: int, timeout_seconds: float, sides: list[Side] | None = None
 ) -> Iterator[FaultyRanks]:
     """Make ranks, whose group has this timeout; they are gone in the end."""
-    with tempfile.TemporaryDirectory() as folder:
-        ranks = FaultyRanks(num_ranks, timeout_seconds, folder, sides)
-        try:
-            yield ranks
-        finally:
-            ranks.end()
+    ranks = FaultyRanks(num_ranks, timeout_seconds, sides)
+    try:
+        yield ranks
+    finally:
+        ranks.end()
 
 
 def _run_rank(
@@ -146,8 +145,9 @@ def _run_rank(
     if side is not None:
         side.enter()
     rank, world_size, store, timeout = group
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
     dist.distributed_c10d._set_pg_timeout(timeout)  # connecting may take longer
+    dist.distributed_c10d._get_default_store().set_timeout(timeout)
     dist.barrier()  # the thread of the group has its name now
     before = set(threads_and_sockets())
     error, message, seconds = "", "", 0.0
