@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 # As they are imported: sklearn is scikit-learn.
-PACKAGES = ["matplotlib", "numpy", "pooch", "rich", "scipy", "sklearn"]
+PACKAGES = ["matplotlib", "numpy", "rich", "scipy", "sklearn"]
 INSTALL = 'pip install --no-build-isolation ".[demo]"'
 
 

@@ -17,6 +17,6 @@ def demo_extra() -> Iterator[None]:
         if package not in _OF_THE_DEMO_EXTRA:
             raise
         sys.exit(
-            f"{package} is not installed: the demo extra brings it, by "
-            'pip install --no-build-isolation ".[demo]" in the folder of fastcomm\'s sources'
+            f"{package} is not installed. The extra demo brings it, in fastcomm's folder: "
+            'pip install --no-build-isolation ".[demo]"'
         )

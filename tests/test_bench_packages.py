@@ -100,7 +100,7 @@ def test_a_command_without_its_extra_is_found(tmp_path: Path) -> None:
         "# C\n\n`python bench/shaped_link.py`\n"
     )
     assert commands_without_an_extra(page) == ["python bench/ddp.py"]
-    assert {"numpy", "rich", "sklearn", "pooch"} <= imports_of(ROOT / "bench/elastic.py")
+    assert {"numpy", "rich", "sklearn"} <= imports_of(ROOT / "bench/elastic.py")
 
 
 @pytest.mark.parametrize("script", IN_NEED)
@@ -117,7 +117,6 @@ def test_a_benchmark_says_what_brings_a_missing_package(script: str, tmp_path: P
     ("script", "arguments", "package"),
     [
         ("bench/accuracy.py", ["--quick"], "sklearn"),
-        ("bench/accuracy.py", ["--task=mnist"], "pooch"),
         ("bench/elastic.py", [], "sklearn"),
         ("bench/elastic.py", ["--data-root=none"], "rich"),
         ("bench/gpu.py", ["--json=none/out.json"], "sklearn"),
