@@ -37,6 +37,6 @@ def test_missing_package_is_named_in_one_sentence(package: str, command: list[st
     )
     assert done.returncode == 1
     assert done.stderr == (
-        f"{package} is not installed: the demo extra brings it, by pip install "
-        '--no-build-isolation ".[demo]" in the folder of fastcomm\'s sources\n'
+        f"{package} is not installed. The extra demo brings it, in fastcomm's folder: pip install "
+        '--no-build-isolation ".[demo]"\n'
     )
