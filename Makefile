@@ -124,5 +124,5 @@ $(VENV)/.with-torch:
 # extras compiles nothing again.
 $(VENV)/.with-%: $(NATIVE_SOURCES) | $(VENV)/.with-torch
 	@echo "building fastcomm, which takes a minute or two the first time"
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[$*]"
+	$(BIN)/python cmake/show_progress.py install --no-build-isolation --editable ".[$*]"
 	@touch $@

@@ -6,7 +6,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
-#include <span>
 #include <vector>
 
 #include "cuda_runtime.h"
@@ -16,18 +15,27 @@ namespace {
 
 constexpr size_t kStackBytes = size_t{1} << 17;
 
+// Stacks begin at different offsets: at the same one, their ends would all be in the same few lines
+// of the cache.
+constexpr size_t kLargestOffset = size_t{1} << 16;
+constexpr size_t kOffsetStep = 1088;
+
 [[noreturn]] void fail(const char* message) {
   std::fprintf(stderr, "CUDA emulation: %s (block %u, thread %u)\n", message, blockIdx.x,
                threadIdx.x);
   std::abort();
 }
 
-// A context starts a fiber, once; from then on it jumps, which takes no system call. When its thread
-// of a block is over, it waits to be one of the next block.
+// A context starts a fiber, once; from then on it jumps, which takes no system call. When its
+// thread of a block is over, it waits to be one of the next block.
 struct Fiber {
   jmp_buf here;
   bool has_started = false;
   std::unique_ptr<std::byte[]> stack;
+};
+
+// How far the thread has come that runs on a fiber.
+struct Progress {
   int64_t exchanges = 0;  // that it took part in
   int64_t barriers = 0;
   bool is_over = false;
@@ -43,7 +51,8 @@ struct Warp {
 };
 
 struct Block {
-  std::span<Fiber> fibers;
+  std::vector<Fiber>* fibers = nullptr;
+  std::vector<Progress> threads;
   std::vector<Warp> warps;
   jmp_buf scheduler;
   const std::function<void(int)>* body = nullptr;
@@ -57,15 +66,17 @@ struct Block {
 thread_local Block* block = nullptr;
 thread_local WarpOrder warp_order = WarpOrder::kForward;
 
-Fiber& fiber() { return block->fibers[static_cast<size_t>(block->current)]; }
-Warp& warp() { return block->warps[static_cast<size_t>(block->current / kWarpLanes)]; }
+Fiber& fiber() { return (*block->fibers)[static_cast<size_t>(block->current)]; }
+Progress& progress() { return block->threads[static_cast<size_t>(block->current)]; }
+Warp& warp_of(int thread) { return block->warps[static_cast<size_t>(thread / kWarpLanes)]; }
+Warp& warp() { return warp_of(block->current); }
 
 void yield() {
   if (_setjmp(fiber().here) == 0) _longjmp(block->scheduler, 1);
 }
 
 void complete_barrier() {
-  if (block->num_arrived + block->num_over < static_cast<int>(block->fibers.size())) return;
+  if (block->num_arrived + block->num_over < static_cast<int>(block->threads.size())) return;
   if (block->num_arrived == 0) return;
   block->num_arrived = 0;
   ++block->barriers;
@@ -74,7 +85,7 @@ void complete_barrier() {
 void run_fiber() {
   while (true) {
     (*block->body)(block->current);
-    fiber().is_over = true;
+    progress().is_over = true;
     ++block->num_over;
     ++block->num_steps;
     if (warp().num_arrived > 0) fail("a lane ended that the others of its warp wait for");
@@ -85,11 +96,12 @@ void run_fiber() {
 }
 
 void start(Fiber& fiber) {
-  fiber.stack = std::make_unique_for_overwrite<std::byte[]>(kStackBytes);
+  const size_t offset = static_cast<size_t>(block->current) * kOffsetStep % kLargestOffset;
+  fiber.stack = std::make_unique_for_overwrite<std::byte[]>(kStackBytes + kLargestOffset);
   fiber.has_started = true;
   ucontext_t context;
   getcontext(&context);
-  context.uc_stack.ss_sp = fiber.stack.get();
+  context.uc_stack.ss_sp = fiber.stack.get() + offset;
   context.uc_stack.ss_size = kStackBytes;
   context.uc_link = nullptr;
   makecontext(&context, run_fiber, 0);
@@ -104,13 +116,19 @@ void resume(int thread) {
   start(fiber());
 }
 
+// Whether a thread is over, or waits for others.
+bool is_stopped(int thread) {
+  const Progress& its = block->threads[static_cast<size_t>(thread)];
+  return its.is_over || its.barriers > block->barriers || its.exchanges > warp_of(thread).exchanges;
+}
+
 // Lets the lanes of a warp run until all of them wait for other warps, or are over.
 void run_warp(int first, int end) {
   int64_t steps_before = -1;
   while (steps_before != block->num_steps) {
     steps_before = block->num_steps;
     for (int thread = first; thread < end; ++thread) {
-      if (!block->fibers[static_cast<size_t>(thread)].is_over) resume(thread);
+      if (!is_stopped(thread)) resume(thread);
     }
   }
 }
@@ -125,11 +143,8 @@ void run_block(int num_threads, const std::function<void(int)>& body) {
   if (fibers.size() < count) fibers.resize(count);
   Block here;
   here.body = &body;
-  here.fibers = std::span(fibers).first(count);
-  for (Fiber& fiber : here.fibers) {
-    fiber.exchanges = fiber.barriers = 0;
-    fiber.is_over = false;
-  }
+  here.fibers = &fibers;
+  here.threads.resize(count);
   const int num_warps = (num_threads + kWarpLanes - 1) / kWarpLanes;
   here.warps.resize(static_cast<size_t>(num_warps));
   block = &here;
@@ -151,7 +166,7 @@ void run_block(int num_threads, const std::function<void(int)>& body) {
 int current_lane() { return block->current % kWarpLanes; }
 
 void block_barrier() {
-  const int64_t mine = ++fiber().barriers;
+  const int64_t mine = ++progress().barriers;
   ++block->num_arrived;
   ++block->num_steps;
   complete_barrier();
@@ -160,7 +175,7 @@ void block_barrier() {
 
 const uint64_t* exchange_in_warp(uint64_t value) {
   Warp& my_warp = warp();
-  const int64_t mine = ++fiber().exchanges;
+  const int64_t mine = ++progress().exchanges;
   if (my_warp.num_over > 0 || my_warp.num_lanes < kWarpLanes) {
     fail("a warp-wide operation without all lanes");
   }
