@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import functools
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,12 +16,31 @@ from torch._C._distributed_c10d import Backend, PrefixStore, Store
 
 from fastcomm import _C
 from fastcomm.errors import ArgumentError
-from fastcomm.sockets import OpenSocket, Snapshot, Sockets
+from fastcomm.gloo import Gloo
+from fastcomm.sockets import Sockets
 
 # Messages from even ranks use one, those from odd ranks the other. gloo's thread spins while
 # another writes to a connection that it wants to read from: in a ring of an even number of ranks,
 # each connection then carries payloads in one direction only.
 _NUM_GLOO_BACKENDS = 2
+
+# Whether to block, and what communicators that are split off share, is not: c10d makes this one.
+_TAKEN_OVER_BY_NCCL = ("cga_cluster_size", "min_ctas", "max_ctas", "net_name")
+
+
+def store_of(process_group: dist.ProcessGroup) -> Store:
+    """Return the group's store.
+
+    Raises:
+        ArgumentError: if it has none.
+    """
+    store: Store | None = process_group.get_group_store()
+    if store is None:
+        raise ArgumentError(
+            f"the process group ({type(process_group).__name__}) has no store, over which ranks "
+            "find each other; use one that torch.distributed.init_process_group or new_group makes"
+        )
+    return store
 
 
 def timeout_of(process_group: dist.ProcessGroup) -> datetime.timedelta:
@@ -46,11 +65,17 @@ def uses_nccl(process_group: dist.ProcessGroup) -> bool:
 
 
 def make_host_backends(
-    process_group: dist.ProcessGroup, store: Store, sockets: Sockets
+    process_group: dist.ProcessGroup, group_store: Store, store: Store, sockets: Sockets
 ) -> tuple[list[Backend], datetime.timedelta]:
     """Return new backends over the ranks of ``process_group``, of the kind it has for the CPU.
 
-    And the timeout of the one that it has. ``sockets`` gets those of the new ones.
+    And the timeout of the one that it has.
+
+    Args:
+        process_group: the ranks.
+        group_store: its store.
+        store: of the new backends only.
+        sockets: gets those of the new backends.
     """
     try:
         given = process_group._get_backend(torch.device("cpu"))
@@ -66,38 +91,17 @@ def make_host_backends(
             "this fastcomm was built for the CPU only; use "
             'torch.distributed.init_process_group("gloo")'
         ) from None
-    timeout = given.options._timeout
+    timeout = timeout_of(process_group)
     if given.name() == "gloo":
-        # Not dist.new_group: it takes all ranks of the job, or (with use_local_synchronization)
-        # names the group after how many groups this rank has, which differs between ranks.
-        rank, world_size = process_group.rank(), process_group.size()
-        before = Snapshot()
-        backends: list[Backend] = [
-            dist.ProcessGroupGloo(PrefixStore(str(i), store), rank, world_size, timeout=timeout)
-            for i in range(_NUM_GLOO_BACKENDS)
-        ]
-        for index in range(_NUM_GLOO_BACKENDS):
-            prefix = PrefixStore(str(index), store)
-            addresses = [gloo_address(prefix, other) for other in range(world_size)]
-            sockets.keep(before.opened_since(functools.partial(_is_among, rank, addresses)))
-        return backends, timeout
+        gloo = Gloo(given, group_store, process_group.rank(), process_group.size(), timeout)
+        return [
+            gloo.make(PrefixStore(str(index), store), sockets)
+            for index in range(_NUM_GLOO_BACKENDS)
+        ], timeout
     ranks = dist.get_process_group_ranks(process_group)
     group = dist.new_group(ranks, timeout, given.name(), use_local_synchronization=True)
     backend: Backend = group._get_backend(torch.device("cpu"))
     return [backend], timeout
-
-
-def gloo_address(store: Store, rank: int) -> bytes:
-    """Return where a rank listens, among other bytes, as gloo has written it into its store."""
-    key = f"0/{rank}"  # of the first of its devices
-    return store.get(key) if store.check([key]) else b""
-
-
-def _is_among(rank: int, addresses: list[bytes], opened: OpenSocket) -> bool:
-    """Return whether a socket of ``rank`` listens, or was accepted, or connects there."""
-    if opened.local in addresses[rank]:
-        return True
-    return bool(opened.remote) and any(opened.remote in address for address in addresses)
 
 
 def make_nccl_backend(
@@ -106,7 +110,12 @@ def make_nccl_backend(
     """Return a new NCCL backend over the ranks of ``process_group``, connected. Collective."""
     options = dist.ProcessGroupNCCL.Options()
     options.is_high_priority_stream = True
-    options._timeout = process_group._get_backend(torch.device("cuda")).options._timeout
+    given: Any = process_group._get_backend(torch.device("cuda")).options
+    options._timeout = given._timeout
+    for name in _TAKEN_OVER_BY_NCCL:
+        value = getattr(given.config, name, None)
+        if value is not None:
+            setattr(options.config, name, value)
     options.global_ranks_in_group = dist.get_process_group_ranks(process_group)
     # Unique in the job: c10d's watchdog takes backends of one name for the same.
     name = f"{process_group.group_name}/{name}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import datetime
-import os
 import weakref
 
 import torch
@@ -13,8 +12,9 @@ import torch.distributed as dist
 
 from fastcomm import _C
 from fastcomm.algorithms import choose_algorithm
-from fastcomm.backends import make_host_backends, make_nccl_backend, timeout_of, uses_nccl
+from fastcomm.backends import make_host_backends, make_nccl_backend, store_of, timeout_of, uses_nccl
 from fastcomm.connecting import Connecting
+from fastcomm.cores import count_cores
 from fastcomm.handshake import BUCKET_INDEX, Handshake, check_same
 from fastcomm.rendezvous import Rendezvous
 from fastcomm.runs import Runs
@@ -56,7 +56,7 @@ class ConnectedGroup:
             _num_connections[process_group] = index + 1
             self._name = f"fastcomm/{index}"
             self._ranks = Rendezvous(
-                process_group.get_group_store(),
+                store_of(process_group),
                 self._name,
                 self.rank,
                 self.world_size,
@@ -115,6 +115,7 @@ class ConnectedGroup:
                 return _C.StreamCommunicator(None, device)
             return _C.Communicator([], NUM_LANES, datetime.timedelta())
         assert process_group is not None
+        group_store = self._ranks.group_store
         connecting = Connecting(self._ranks, engine)
         if engine == "nccl":
             backend = connecting.run(
@@ -122,7 +123,7 @@ class ConnectedGroup:
             )
             return _C.StreamCommunicator(backend, device)
         backends, timeout = connecting.run(
-            lambda store: make_host_backends(process_group, store, self._sockets)
+            lambda store: make_host_backends(process_group, group_store, store, self._sockets)
         )
         return _C.Communicator(backends, NUM_LANES, timeout)
 
@@ -141,7 +142,7 @@ class ConnectedGroup:
         if self.engine(device) == "nccl":
             return None
         if num_threads is None:
-            num_cores = len(os.sched_getaffinity(0)) // self._count_ranks_on_host()
+            num_cores = count_cores() // self._count_ranks_on_host()
             num_threads = max(1, num_cores - torch.get_num_threads())
         if num_threads not in self._threads:
             self._threads[num_threads] = _C.ThreadPool(num_threads)

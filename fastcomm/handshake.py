@@ -74,7 +74,15 @@ class Handshake:
             wait_for(lanes.all_reduce(numbers, None, self._plan, 1.0, index, BUCKET_INDEX))
         except Error as error:
             raise type(error)(f"comparing settings: {error}") from error
-        self.wire_bytes += Fp32().wire_bytes(numbers.numel()) * (self._ranks.world_size - 1)
+        self.wire_bytes += self._sent_bytes(numbers.numel())
+
+    def _sent_bytes(self, num_elements: int) -> int:
+        num_others = self._ranks.world_size - 1
+        payload = Fp32().wire_bytes(num_elements)
+        # Larger payloads follow, after the openings of neighbours only.
+        is_in_opening = payload <= _C.largest_opening_payload(num_others + 1)
+        num_openings = num_others if is_in_opening else min(2, num_others)
+        return num_openings * _C.OPENING_RECORD_BYTES + num_others * payload
 
 
 def check_same(settings_of_rank: list[dict[str, str]]) -> None:

@@ -59,8 +59,9 @@ class Rendezvous:
         self._own_store = OwnStore(store, Sockets())
         self.store_name = str(self._own_store)
         meet = functools.partial(self._meet, name)
-        base, self.nonce, ranks = self.watch("find the other ranks", meet)
-        self.store: Store = PrefixStore(self.nonce, base)  # of these connections, and of no others
+        # The process group's, and the part of these ranks' connections, which no others have.
+        self.group_store, self.nonce, ranks = self.watch("find the other ranks", meet)
+        self.store: Store = PrefixStore(self.nonce, PrefixStore(name, self.group_store))
         self.versions = [each["fastcomm"] for each in ranks]
         self.hosts = [each["host"] for each in ranks]
 
@@ -109,14 +110,15 @@ class Rendezvous:
         return self.watch("compare settings", share, seconds)
 
     def _meet(self, name: str, deadline: Deadline) -> tuple[Store, str, list[dict[str, str]]]:
-        base = PrefixStore(name, self._own_store.open())
+        group_store = self._own_store.open()
+        base = PrefixStore(name, group_store)
         mine = json.dumps({"fastcomm": fastcomm.__version__, "host": socket.gethostname()})
         nonce = uuid.uuid4().hex if self.rank == 0 else self._ask(base, deadline)
         store = PrefixStore(nonce, base)
         if self.rank == 0:
             self._answer(base, store, nonce, deadline)
         texts = self._share(store, "here", mine, deadline)
-        return base, nonce, [json.loads(text) for text in texts]
+        return group_store, nonce, [json.loads(text) for text in texts]
 
     def _answer(self, base: Store, store: Store, nonce: str, deadline: Deadline) -> None:
         """Tell the other ranks the nonce until all have used it."""

@@ -30,13 +30,14 @@ class OpenSocket:
     local: bytes  # its addresses, as C programs have them in memory: the first bytes of a sockaddr
     remote: bytes  # empty: it listens
     remote_port: int
+    host: str  # the local one
 
 
 class Snapshot:
-    """The sockets that are open when it is made."""
+    """The sockets that are open when it is made; or none of them."""
 
-    def __init__(self) -> None:
-        self._names = {name for _, name in _open_sockets()}
+    def __init__(self, is_empty: bool = False) -> None:
+        self._names = set() if is_empty else {name for _, name in _open_sockets()}
 
     def opened_since(self, is_wanted: Callable[[OpenSocket], bool]) -> list[OpenSocket]:
         """Return the TCP sockets that were opened later and are wanted."""
@@ -94,7 +95,7 @@ def _described(descriptor: int, name: str) -> OpenSocket | None:
         return None
     port = remote[1] if remote else 0
     there = _packed(family, remote) if remote else b""
-    return OpenSocket(descriptor, name, _packed(family, local), there, port)
+    return OpenSocket(descriptor, name, _packed(family, local), there, port, local[0])
 
 
 def _packed(family: int, address: tuple[str, int]) -> bytes:

@@ -149,7 +149,8 @@ def _run_rank(
     dist.distributed_c10d._set_pg_timeout(timeout)  # connecting may take longer
     dist.distributed_c10d._get_default_store().set_timeout(timeout)
     dist.barrier()  # the thread of the group has its name now
-    before = set(threads_and_sockets())
+    port = int(store.rpartition(":")[2])
+    before = set(threads_and_sockets(port))
     error, message, seconds = "", "", 0.0
     try:
         function(connection.send, *args)
@@ -160,12 +161,16 @@ def _run_rank(
     dist.destroy_process_group()
     gc.collect()
     # What was there before is torch's: a DDP model, even without a hook, leaves its group behind.
-    left = set(threads_and_sockets()) - before
+    left = set(threads_and_sockets(port)) - before
     connection.send(Outcome(0, error, message, seconds, tuple(sorted(left))))
 
 
-def threads_and_sockets() -> Iterator[str]:
-    """Return those of fastcomm, and gloo's, that this process has."""
+def threads_and_sockets(server_port: int | None = None) -> Iterator[str]:
+    """Return those of fastcomm, and gloo's, that this process has.
+
+    Args:
+        server_port: where it serves others, whose connections are theirs.
+    """
     for task in Path("/proc/self/task").iterdir():
         name = (task / "comm").read_text().strip()
         if name.startswith(("fastcomm", "gloo_tcp_loop")):
@@ -173,10 +178,12 @@ def threads_and_sockets() -> Iterator[str]:
     for descriptor in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
             target = os.readlink(descriptor)
-            if target.startswith("socket:") and not _is_unix_socket(int(descriptor.name)):
+            if target.startswith("socket:") and _is_own(int(descriptor.name), server_port):
                 yield target
 
 
-def _is_unix_socket(descriptor: int) -> bool:
+def _is_own(descriptor: int, server_port: int | None) -> bool:
     with socket.socket(fileno=os.dup(descriptor)) as duplicate:
-        return duplicate.family == socket.AF_UNIX
+        if duplicate.family == socket.AF_UNIX:
+            return False
+        return bool(duplicate.getsockname()[1] != server_port)

@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import multiprocessing
 import os
 import signal
 
@@ -13,8 +12,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import fastcomm
-from fastcomm.group import _abort_all
-from faulty_ranks import Outcome, Report, faulty_ranks, threads_and_sockets
+from faulty_ranks import (
+    Outcome,
+    Report,
+    faulty_ranks,
+    threads_and_sockets,
+)
 from faulty_work import (
     LONG,
     check_clean_end,
@@ -23,7 +26,7 @@ from faulty_work import (
     reduce_for_ever,
     train_for_ever,
 )
-from training import backward, mlp
+from training import mlp
 
 # --- a rank that ends --------------------------------------------------------------------------
 
@@ -152,48 +155,6 @@ def test_rank_that_fails_in_backward_lets_go_of_its_model_although_others_are_bu
         ranks.start(let_go_after_an_error)
         assert ranks.outcome(0) == Outcome(0)
         check_peer_error(ranks.outcome(1), "rank 0 has ended")
-
-
-def fork_and_reduce_for_ever(report: Report) -> None:
-    fastcomm.all_reduce(torch.ones(10))
-    if dist.get_rank() == 1:
-        child = os.fork()  # as a DataLoader does
-        if child == 0:
-            signal.pause()
-        report(f"child {child}")
-    reduce_for_ever(report, 1000, "ring", "int8")
-
-
-def test_killed_rank_is_named_although_a_process_that_it_forked_lives_on() -> None:
-    with faulty_ranks(2, LONG) as ranks:
-        ranks.start(fork_and_reduce_for_ever)
-        child = int(ranks.wait_for(1, "child ").removeprefix("child "))
-        try:
-            ranks.wait_for(1, "step 3")
-            ranks.send_signal(1, signal.SIGKILL)
-            check_exchange_error(ranks.outcome(0), "rank 1 has ended")
-            os.kill(child, 0)
-        finally:
-            os.kill(child, signal.SIGKILL)
-
-
-def fork_a_child_that_ends(report: Report) -> None:
-    model = DistributedDataParallel(mlp())
-    fastcomm.register(model, "int8")
-    backward(model, 0)
-    context = multiprocessing.get_context("fork")
-    child = context.Process(target=_abort_all)  # what an interpreter does when it ends
-    child.start()
-    child.join()
-    assert child.exitcode == 0
-    backward(model, 1)
-
-
-def test_forked_process_that_ends_takes_nothing_along() -> None:
-    with faulty_ranks(2, LONG) as ranks:
-        ranks.start(fork_a_child_that_ends)
-        for rank in range(2):
-            assert ranks.outcome(rank) == Outcome(0)
 
 
 @pytest.mark.parametrize("who", ["one", "all"])
