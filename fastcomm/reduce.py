@@ -19,6 +19,7 @@ from fastcomm.codecs import Codec, Fp32
 from fastcomm.codecs import codec as parse_codec
 from fastcomm.errors import ArgumentError
 from fastcomm.group import NUM_LANES, ConnectedGroup
+from fastcomm.waiting import is_interruptible, wait_for
 
 
 class Work:
@@ -33,7 +34,7 @@ class Work:
         On a GPU, what is enqueued on the current stream from now on has the result; over NCCL
         nothing blocks.
         """
-        self._future.wait()
+        wait_for(self._future)
         return True
 
     def is_completed(self) -> bool:
@@ -155,7 +156,8 @@ def all_reduce(
         factor,
         step=call,
         bucket_index=call % NUM_LANES,
-        caller_waits=not async_op,
+        # A thread that does the work itself, as it would only wait, cannot be interrupted.
+        caller_waits=not async_op and not is_interruptible(),
     )
     work = Work(future)
     if async_op:

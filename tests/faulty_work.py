@@ -1,6 +1,12 @@
 """What ranks do until one of them fails, and what is expected of the others then."""
 
+import os
 import re
+import signal
+import sys
+import threading
+import time
+from types import FrameType
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -39,6 +45,25 @@ def train_for_ever(report: Report) -> None:
         report_step(report, step)
         backward(model, step)
         step += 1
+
+
+def interrupt_when_it_waits() -> None:
+    """Send this process what Ctrl-C sends, as soon as this thread waits somewhere in fastcomm."""
+    main = threading.get_ident()
+    threading.Thread(target=_interrupt_when_waiting, args=(main,), daemon=True).start()
+
+
+def _interrupt_when_waiting(main: int) -> None:
+    package = os.path.dirname(fastcomm.__file__)
+    while True:
+        frame: FrameType | None = sys._current_frames()[main]
+        files = []
+        while frame is not None:
+            files.append(frame.f_code.co_filename)
+            frame = frame.f_back
+        if files[0] == threading.__file__ and any(file.startswith(package) for file in files):
+            return os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
 
 
 def check_exchange_error(outcome: Outcome, *words: str) -> None:

@@ -3,7 +3,6 @@
 import os
 import resource
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 import fastcomm
 from fastcomm.rendezvous import Rendezvous
 from faulty_ranks import PATIENCE_SECONDS, Report, faulty_ranks
-from faulty_work import LONG, SHORT, check_peer_error
+from faulty_work import LONG, SHORT, check_peer_error, interrupt_when_it_waits
 from training import backward, mlp
 
 # --- rank 0, which holds the store, is stopped ------------------------------------------------
@@ -68,25 +67,10 @@ def test_stopped_host_of_the_store_is_an_error_at_the_timeout(use: str) -> None:
             check_peer_error(ranks.outcome(rank), f"{what} {SHORT:g} s", "stopped, or cut off")
 
 
-def interrupt_when_it_waits(main: int) -> None:
-    """Send this process what Ctrl-C sends, once its main thread waits somewhere in fastcomm."""
-    package = os.path.dirname(fastcomm.__file__)
-    while True:
-        frame = sys._current_frames()[main]
-        files = [frame.f_code.co_filename]
-        while frame.f_back is not None:
-            frame = frame.f_back
-            files.append(frame.f_code.co_filename)
-        if files[0] == threading.__file__ and any(file.startswith(package) for file in files):
-            return os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.01)
-
-
 def interrupt_use_of_a_stopped_store(report: Report, use: str) -> None:
     call = ready_use(use)
     stop_rank_0()
-    main = threading.get_ident()
-    threading.Thread(target=interrupt_when_it_waits, args=(main,), daemon=True).start()
+    interrupt_when_it_waits()
     call()
 
 

@@ -23,6 +23,7 @@ from faulty_work import (
     check_clean_end,
     check_exchange_error,
     check_peer_error,
+    interrupt_when_it_waits,
     reduce_for_ever,
     train_for_ever,
 )
@@ -172,6 +173,23 @@ def test_interrupted_ranks_end_cleanly(who: str) -> None:
             errors.add(outcome.error)
         assert "KeyboardInterrupt" in errors
         assert errors <= {"KeyboardInterrupt", "PeerError"}
+
+
+def interrupt_while_another_rank_is_busy(report: Report) -> None:
+    tensor = torch.ones(1000)
+    fastcomm.all_reduce(tensor)
+    if dist.get_rank() == 0:
+        signal.pause()
+    interrupt_when_it_waits()
+    fastcomm.all_reduce(tensor)
+
+
+def test_wait_for_a_busy_rank_can_be_interrupted() -> None:
+    with faulty_ranks(2, LONG) as ranks:
+        ranks.start(interrupt_while_another_rank_is_busy)
+        outcome = ranks.outcome(1)
+        assert outcome.error == "KeyboardInterrupt", outcome
+        check_clean_end(outcome)
 
 
 # --- ranks that are out of step ----------------------------------------------------------------
