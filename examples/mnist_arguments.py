@@ -7,7 +7,7 @@ import mnist_recipe
 from mnist_report import is_powersgd
 
 
-def parse_arguments(description: str | None) -> argparse.Namespace:
+def parse_command_line(description: str | None) -> argparse.Namespace:
     """Read the command line; what is left open there, the data's recipe decides."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter

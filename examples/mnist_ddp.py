@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from mnist_arguments import parse_arguments
+from mnist_arguments import parse_command_line
 from mnist_checkpoint import Checkpoint, CheckpointFolder
 from mnist_data import Digits, ShardedBatches, load_on_every_rank
 from mnist_device import describe_device, get_random_state, join_ranks, set_random_state
@@ -221,9 +221,14 @@ class Trainer:
         return row | {f"wire_bytes_{source}": mean for source, mean in means.items()}
 
 
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    return parse_command_line(__doc__)
+
+
 def main() -> None:
     """Train as one rank of a group that torchrun (or --compare) started."""
-    arguments = parse_arguments(__doc__)
+    arguments = parse_arguments()
     if "RANK" not in os.environ:
         sys.exit("start it with: torchrun --nproc-per-node=2 examples/mnist_ddp.py, or --compare")
     device = join_ranks(arguments.device)

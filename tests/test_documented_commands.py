@@ -104,7 +104,9 @@ def test_the_scripts_of_a_target_take_their_arguments(target: str) -> None:
 
 def test_the_recipes_of_make_are_read() -> None:
     assert ["bench/ddp.py", "--quick"] in scripts_of_make("bench")
-    assert scripts_of_make("demo")[0][:2] == ["examples/mnist_ddp.py", "--compare"]
+    # Where fastcomm is to be built first, there is that, too.
+    first_words = [script[:2] for script in scripts_of_make("demo")]
+    assert ["examples/mnist_ddp.py", "--compare"] in first_words
 
 
 def test_the_help_of_make_names_its_variables() -> None:

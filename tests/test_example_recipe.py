@@ -21,7 +21,7 @@ from mnist_ddp import Trainer
 
 def parse(monkeypatch: pytest.MonkeyPatch, *options: str) -> argparse.Namespace:
     monkeypatch.setattr(sys, "argv", ["mnist_ddp.py", *options])
-    return mnist_arguments.parse_arguments(None)
+    return mnist_arguments.parse_command_line(None)
 
 
 def test_each_data_set_brings_its_recipe(tmp_path: Path) -> None:
