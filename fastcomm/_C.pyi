@@ -9,6 +9,7 @@ from torch.futures import Future
 has_cuda: bool
 OPENING_RECORD_BYTES: int
 PAYLOAD_ALIGNMENT: int
+SETTINGS_BUCKET: int  # the bucket index of what stats and traces leave out
 TOPK_LARGEST_SPARSE_DENSITY: float
 
 class DenseFormat:

@@ -15,7 +15,7 @@ from fastcomm.algorithms import choose_algorithm
 from fastcomm.backends import make_host_backends, make_nccl_backend, store_of, timeout_of, uses_nccl
 from fastcomm.connecting import Connecting
 from fastcomm.cores import count_cores
-from fastcomm.handshake import BUCKET_INDEX, Handshake, check_same
+from fastcomm.handshake import Handshake, check_same
 from fastcomm.rendezvous import Rendezvous
 from fastcomm.runs import Runs
 from fastcomm.sockets import Sockets
@@ -195,8 +195,6 @@ class ConnectedGroup:
         for communicator in self._communicators.values():
             for key, value in communicator.measurements().items():
                 totals[key] = totals.get(key, 0) + value
-        if "wire_bytes" in totals and self._handshake is not None:
-            totals["wire_bytes"] -= self._handshake.wire_bytes
         return totals
 
     def start_trace(self) -> None:
@@ -208,8 +206,7 @@ class ConnectedGroup:
     def stop_trace(self) -> list[tuple[int, int, int, str, float, float, int]]:
         """Return what was recorded; the fields are those of ``_C.Communicator.stop_trace``."""
         self._is_traced = False
-        events = [event for c in self._communicators.values() for event in c.stop_trace()]
-        return [event for event in events if event[2] != BUCKET_INDEX]
+        return [event for c in self._communicators.values() for event in c.stop_trace()]
 
     def abort(self) -> None:
         """End what is under way with an error, and the native threads.

@@ -8,12 +8,9 @@ import torch
 
 from fastcomm import _C
 from fastcomm.codecs import Fp32
-from fastcomm.errors import Error, MismatchError
+from fastcomm.errors import MismatchError
 from fastcomm.rendezvous import Rendezvous
 from fastcomm.waiting import wait_for
-
-# The bucket index of what is exchanged here: no bucket's.
-BUCKET_INDEX = 0xFFFD
 
 _ALGORITHM = "gather"
 
@@ -30,7 +27,6 @@ class Handshake:
         self._num_comparisons = 0
         self._num_exchanges = 0
         self._plan = _C.BucketPlan([Fp32().spec], [], _ALGORITHM, None)
-        self.wire_bytes = 0  # that this rank has sent, among what its lanes have
 
     def check_agreement(self, settings: dict[str, str], lanes: _C.Communicator | None) -> None:
         """Compare ``settings`` between all ranks.
@@ -70,19 +66,7 @@ class Handshake:
     def _sum(self, numbers: torch.Tensor, lanes: _C.Communicator) -> None:
         index = self._num_exchanges
         self._num_exchanges += 1
-        try:
-            wait_for(lanes.all_reduce(numbers, None, self._plan, 1.0, index, BUCKET_INDEX))
-        except Error as error:
-            raise type(error)(f"comparing settings: {error}") from error
-        self.wire_bytes += self._sent_bytes(numbers.numel())
-
-    def _sent_bytes(self, num_elements: int) -> int:
-        num_others = self._ranks.world_size - 1
-        payload = Fp32().wire_bytes(num_elements)
-        # Larger payloads follow, after the openings of neighbours only.
-        is_in_opening = payload <= _C.largest_opening_payload(num_others + 1)
-        num_openings = num_others if is_in_opening else min(2, num_others)
-        return num_openings * _C.OPENING_RECORD_BYTES + num_others * payload
+        wait_for(lanes.all_reduce(numbers, None, self._plan, 1.0, index, _C.SETTINGS_BUCKET))
 
 
 def check_same(settings_of_rank: list[dict[str, str]]) -> None:

@@ -6,11 +6,10 @@ import os
 import signal
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import pytest
 import torch
@@ -18,7 +17,10 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import fastcomm
+import fastcomm.gloo
+import fastcomm.own_store
 from fastcomm.group import _abort_all
+from fastcomm.sockets import Snapshot
 from faulty_ranks import PATIENCE_SECONDS, Outcome, Report, faulty_ranks
 from faulty_work import LONG, check_exchange_error, reduce_for_ever
 from training import backward, mlp
@@ -87,31 +89,33 @@ def connect_to_itself() -> tuple[socket.socket, socket.socket]:
         return ours, server.accept()[0]
 
 
-def open_sockets_until(connected: threading.Event, pairs: list[Any]) -> None:
-    while not connected.is_set() and len(pairs) < 200:
-        pairs.append(connect_to_itself())
-        pairs.append(socket.socketpair())
+class InterruptedSnapshot(Snapshot):
+    """Another thread opens sockets as soon as fastcomm has seen which ones there are."""
+
+    pairs: ClassVar[list[tuple[socket.socket, socket.socket]]] = []
+
+    def __init__(self, is_empty: bool = False) -> None:
+        super().__init__(is_empty)
+        self.pairs.extend([connect_to_itself(), socket.socketpair()])
 
 
 def fork_with_sockets_of_its_own(report: Report) -> None:
-    pairs: list[Any] = [connect_to_itself()]
-    connected = threading.Event()
-    opening = threading.Thread(target=open_sockets_until, args=(connected, pairs))
-    opening.start()
-    fastcomm.all_reduce(torch.ones(10))
-    connected.set()
-    opening.join()
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (fastcomm.gloo, fastcomm.own_store):
+            patch.setattr(module, "Snapshot", InterruptedSnapshot)
+        fastcomm.all_reduce(torch.ones(10))
+    assert InterruptedSnapshot.pairs
     child = os.fork()
     if child == 0:
         with contextlib.suppress(OSError):
-            for one, other in pairs:
+            for one, other in InterruptedSnapshot.pairs:
                 one.send(b"x")
                 other.recv(1)
             os._exit(0)
         os._exit(1)
     assert os.waitpid(child, 0)[1] == 0
-    for pair in pairs:
-        for each in pair:
+    while InterruptedSnapshot.pairs:
+        for each in InterruptedSnapshot.pairs.pop():
             each.close()
 
 

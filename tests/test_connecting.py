@@ -7,17 +7,20 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, PrefixStore, TCPStore
 from torch.nn.parallel import DistributedDataParallel
 
 import fastcomm
+import ranks
 from fastcomm.rendezvous import Rendezvous
 from faulty_ranks import PATIENCE_SECONDS, Report, faulty_ranks
 from faulty_work import LONG, SHORT, check_peer_error, interrupt_when_it_waits
+from made_group import made_group
 from training import backward, mlp
 
 # --- rank 0, which holds the store, is stopped ------------------------------------------------
@@ -166,3 +169,29 @@ def test_ranks_agree_on_a_new_nonce_in_a_store_that_remembers_the_last_one() -> 
     (second,) = meetings.end()
     assert len(meetings.nonces) == 3
     assert second != first
+
+
+def connect_groups_made_anew() -> None:
+    port = torch.zeros(1, dtype=torch.int64)
+    is_host = dist.get_rank() == 0
+    if is_host:
+        server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        port.fill_(server.port)
+    dist.broadcast(port, 0)
+    # What c10d gives its default group, however often it is made anew under torchrun.
+    store = PrefixStore("0/", TCPStore("127.0.0.1", int(port), is_master=False))
+    gloo: Any = dist.ProcessGroupGloo
+    for cycle, codec in enumerate(["fp32", "int8", "int4", "bf16", "fp16"]):
+        options = gloo._Options()
+        options._devices = [gloo.create_default_device()]
+        # Its own addresses, which it does not find either if they are those of the last time, are
+        # where they cannot be mistaken.
+        group = made_group(store, PrefixStore(str(cycle), store), options)
+        tensor = torch.ones(100)
+        fastcomm.all_reduce(tensor, group=group, codec=codec)
+        assert torch.allclose(tensor, torch.tensor(3.0), rtol=0.2)
+    dist.barrier()  # the host of the store ends last
+
+
+def test_groups_made_anew_over_one_store_connect() -> None:
+    ranks.run(3, connect_groups_made_anew)

@@ -104,4 +104,4 @@ def test_rank_that_does_not_compare_settings_is_named_by_all_others() -> None:
         ranks.start(compare_settings_without_the_last_rank)
         for rank in (0, 1):
             words = f"from rank 2: not complete after {SHORT:g} s"
-            check_peer_error(ranks.outcome(rank), "comparing settings", words, "something else")
+            check_peer_error(ranks.outcome(rank), "comparing settings ", words, "something else")

@@ -25,6 +25,7 @@ class ExchangeRecord {
   // Adds one exchange's; `trace` may be of none.
   void add(const Measurements& measurements, const std::vector<TraceEvent>& trace, int lane,
            ExchangeId id) {
+    if (id.bucket == kSettings) return;
     const std::lock_guard lock(mutex_);
     sum_.wire_bytes += measurements.wire_bytes;
     sum_.seconds_encode += measurements.seconds_encode;

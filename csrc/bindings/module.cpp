@@ -175,6 +175,7 @@ PYBIND11_MODULE(_C, module) {
   module.attr("PAYLOAD_ALIGNMENT") = kSectionAlignment;
   module.attr("OPENING_RECORD_BYTES") = kRecordBytes;
   module.def("largest_opening_payload", largest_opening_payload, py::arg("world_size"));
+  module.attr("SETTINGS_BUCKET") = kSettings;
   module.attr("TOPK_LARGEST_SPARSE_DENSITY") = kLargestSparseDensity;
   py::class_<DenseFormat>(module, "DenseFormat")
       .def_property_readonly("name", [](const DenseFormat& f) { return std::string(f.name); })

@@ -57,9 +57,14 @@ void PayloadBuffers::take_memory_from(AllocatePayloads allocate) {
   allocate_ = std::move(allocate);
 }
 
+std::string describe(ExchangeId id) {
+  const std::string step = std::to_string(id.step);
+  if (id.bucket == kSettings) return "comparing settings " + step;
+  return "step " + step + ", bucket " + std::to_string(id.bucket);
+}
+
 std::string describe_place(int rank, ExchangeId id) {
-  return "rank " + std::to_string(rank) + ", step " + std::to_string(id.step) + ", bucket " +
-         std::to_string(id.bucket);
+  return "rank " + std::to_string(rank) + ", " + describe(id);
 }
 
 std::exception_ptr current_error_at(const std::string& place) {
@@ -78,8 +83,7 @@ MessageLabel Exchange::label(int segment, int64_t slice) const {
 }
 
 std::string Exchange::describe() const {
-  return "step " + std::to_string(id_.step) + ", bucket " + std::to_string(id_.bucket) + ", " +
-         codec_.describe();
+  return fastcomm::describe(id_) + ", " + codec_.describe();
 }
 
 std::string Exchange::place() const {

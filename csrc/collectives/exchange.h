@@ -65,6 +65,11 @@ struct ExchangeId {
   uint16_t bucket = 0;
 };
 
+// The bucket index of what ranks tell each other before data flows: no bucket's, and not measured.
+constexpr uint16_t kSettings = 0xFFFD;
+
+// "step 41, bucket 0"
+std::string describe(ExchangeId id);
 // "rank 1, step 41, bucket 0"
 std::string describe_place(int rank, ExchangeId id);
 
