@@ -28,8 +28,8 @@ void check_bucket(const BucketTensors& tensors) {
 // Hands the job to submit(job), without the GIL.
 template <class Submit>
 py::object start_all_reduce(BucketTensors tensors, Momentum momentum,
-                                               std::shared_ptr<const BucketPlan> plan, float factor,
-                                               ExchangeId id, Submit&& submit) {
+                            std::shared_ptr<const BucketPlan> plan, float factor, ExchangeId id,
+                            Submit&& submit) {
   check_bucket(tensors);
   TensorFuture result(tensors.bucket);
   Future future = result.future;
@@ -47,11 +47,10 @@ py::object start_all_reduce(BucketTensors tensors, Momentum momentum,
 }
 
 py::object all_reduce(Communicator& communicator, const at::Tensor& bucket,
-                                         const std::optional<at::Tensor>& residual,
-                                         std::shared_ptr<const BucketPlan> plan, float factor,
-                                         uint32_t step, uint16_t bucket_index, bool caller_waits,
-                                         const std::optional<at::Tensor>& velocity, float momentum,
-                                         bool nesterov) {
+                      const std::optional<at::Tensor>& residual,
+                      std::shared_ptr<const BucketPlan> plan, float factor, uint32_t step,
+                      uint16_t bucket_index, bool caller_waits,
+                      const std::optional<at::Tensor>& velocity, float momentum, bool nesterov) {
   return start_all_reduce({bucket, residual, velocity}, {momentum, nesterov}, std::move(plan),
                           factor, {step, bucket_index},
                           [&](Job job) { communicator.submit(std::move(job), caller_waits); });
@@ -63,22 +62,23 @@ struct SimulatedCommunicator {
   int rank;
 };
 
-py::object all_reduce_simulated(
-    SimulatedCommunicator& communicator, const at::Tensor& bucket,
-    const std::optional<at::Tensor>& residual, std::shared_ptr<const BucketPlan> plan, float factor,
-    uint32_t step, uint16_t bucket_index, const std::optional<at::Tensor>& velocity, float momentum,
-    bool nesterov) {
+py::object all_reduce_simulated(SimulatedCommunicator& communicator, const at::Tensor& bucket,
+                                const std::optional<at::Tensor>& residual,
+                                std::shared_ptr<const BucketPlan> plan, float factor, uint32_t step,
+                                uint16_t bucket_index, const std::optional<at::Tensor>& velocity,
+                                float momentum, bool nesterov) {
   return start_all_reduce({bucket, residual, velocity}, {momentum, nesterov}, std::move(plan),
                           factor, {step, bucket_index}, [&](Job job) {
                             communicator.group->submit(communicator.rank, std::move(job));
                           });
 }
 
-py::object all_reduce_on_stream(
-    StreamCommunicator& communicator, const at::Tensor& bucket,
-    const std::optional<at::Tensor>& residual, const std::shared_ptr<const BucketPlan>& plan,
-    float factor, uint32_t step, uint16_t bucket_index, bool /*caller_waits*/,
-    const std::optional<at::Tensor>& velocity, float momentum, bool nesterov) {
+py::object all_reduce_on_stream(StreamCommunicator& communicator, const at::Tensor& bucket,
+                                const std::optional<at::Tensor>& residual,
+                                const std::shared_ptr<const BucketPlan>& plan, float factor,
+                                uint32_t step, uint16_t bucket_index, bool /*caller_waits*/,
+                                const std::optional<at::Tensor>& velocity, float momentum,
+                                bool nesterov) {
   const BucketTensors tensors{bucket, residual, velocity};
   check_bucket(tensors);
   TensorFuture result(bucket);
